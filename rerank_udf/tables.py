@@ -1,0 +1,58 @@
+"""Column names, schemas and reason codes of every table, in one place. Imports nothing heavy."""
+
+from __future__ import annotations
+
+QUERY_ID = "query_id"
+PASSAGE_ID = "passage_id"
+QUERY = "query"
+PASSAGE = "passage"
+SCORE = "score"
+RANK = "rank"
+LOGIT = "logit"
+FUSED_SCORE = "fused_score"
+FIRST_STAGE_RANK = "first_stage_rank"
+FIRST_STAGE_SCORE = "first_stage_score"
+RELEVANCE = "relevance"
+REASON = "reason"
+DETAIL = "detail"
+RUN_DATE = "run_date"
+PASSAGES = "passages"
+
+PAIR_KEY = "pair_key"
+QUERY_KEY = "query_key"
+PASSAGE_KEY = "passage_key"
+TOKENS = "tokens"
+TRUNCATED = "truncated"
+SCORER = "scorer"
+
+
+class Reason:
+    """Why a row was not ranked: the `reason` column of the rejects table.
+
+    The first group is found before scoring, the second by the scorer.
+    """
+
+    NULL_ID = "null_id"
+    UNKNOWN_QUERY = "unknown_query"
+    UNKNOWN_PASSAGE = "unknown_passage"
+    AMBIGUOUS_QUERY = "ambiguous_query"
+    AMBIGUOUS_PASSAGE = "ambiguous_passage"
+    DUPLICATE_CANDIDATE = "duplicate_candidate"
+    NULL_QUERY = "null_query"
+    NULL_PASSAGE = "null_passage"
+    INVALID_UTF8 = "invalid_utf8"
+    BAD_SCORE = "bad_score"
+    BAD_RANK = "bad_rank"
+    UNEQUAL_ARRAYS = "unequal_arrays"
+
+    NOT_FINITE = "not_finite"
+    OUT_OF_MEMORY = "out_of_memory"
+    TOKENIZER_ERROR = "tokenizer_error"
+
+
+class Cut:
+    """Why a sound row is not in the reranked table: counted in the report, never a reject."""
+
+    DEPTH = "depth"
+    MIN_SCORE = "min_score"
+    TOP_K = "top_k"
