@@ -1,0 +1,220 @@
+"""`rerank-udf`: parse, load the settings, call one function, print, exit code.
+
+0 done · 2 bad configuration or input contract · 3 more rejects than allowed · 1 anything else
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from rich.console import Console
+
+from rerank_udf import __version__
+from rerank_udf.config import JobConfig, load_config
+from rerank_udf.errors import ConfigError, RerankError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _job_options(command: _Command) -> _Command:
+    """--config and --set, as every job verb has them."""
+    overrides = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY.PATH=VALUE",
+        help="Change one setting; may be repeated.",
+    )
+    config = click.option(
+        "--config",
+        "config_path",
+        required=True,
+        metavar="FILE",
+        help="Settings (YAML); see conf/rerank.yaml.",
+    )
+    return config(overrides(command))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="rerank-udf")
+def cli() -> None:
+    """Rerank query-passage tables with a cross-encoder, in Spark."""
+
+
+@cli.command()
+@_job_options
+@click.option("--dry-run", is_flag=True, help="Count and estimate; no model is loaded, nothing is written.")
+def rerank(config_path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Rerank the configured candidates and publish them."""
+    config = load_config(config_path, overrides)
+    spark = _session("rerank-udf rerank")
+    if dry_run:
+        _print_estimate(spark, config)
+        return
+    from rerank_udf.spark.pipeline import run_rerank
+
+    console = _console()
+    report = run_rerank(spark, config, console, command=_command_line())
+    console.print(report.table())
+    if config.evaluation.qrels is not None and config.output.layout == "rows":
+        _print_evaluation(spark, config, None)
+
+
+@cli.command()
+@_job_options
+@click.option(
+    "--out", metavar="FOLDER", help="Also write summary.json, summary.parquet and per_query.parquet here."
+)
+def evaluate(config_path: str, overrides: tuple[str, ...], out: str | None) -> None:
+    """Measure the published table against evaluation.qrels and the first stage."""
+    config = load_config(config_path, overrides)
+    _print_evaluation(_session("rerank-udf evaluate"), config, out)
+
+
+@cli.command()
+@_job_options
+@click.option("--query-id", required=True, help="The query to look at.")
+@click.option("--most", default=20, show_default=True, help="Print at most this many candidates.")
+def explain(config_path: str, overrides: tuple[str, ...], query_id: str, most: int) -> None:
+    """Print one query's candidates before and after, as the model saw them."""
+    config = load_config(config_path, overrides)
+    from rerank_udf.spark.explain import explain as explain_query
+
+    explanation = explain_query(_session("rerank-udf explain"), config, query_id)
+    console = _console()
+    console.print(f"Q {explanation.query_id} «{explanation.query}»", markup=False, highlight=False)
+    for candidate in explanation.candidates[:most]:
+        console.print(_explained_line(candidate), markup=False, highlight=False)
+    left = len(explanation.candidates) - most
+    if left > 0:
+        console.print(f"… {left} more (--most)")
+
+
+def _explained_line(candidate: Any) -> str:
+    rank = "–" if candidate.rank is None else str(candidate.rank)
+    was = "–" if candidate.first_stage_rank is None else str(candidate.first_stage_rank)
+    numbers = (
+        "" if candidate.logit is None else f"score {candidate.score:.4f}  logit {candidate.logit:+.4f}  "
+    )
+    cut = ", passage cut" if candidate.truncated else ""
+    note = f"  [{candidate.note}]" if candidate.note else ""
+    shown = f"\n      {candidate.seen}{' …' if candidate.truncated else ''}" if candidate.seen else ""
+    return f"{rank:>4}  was {was:>3}  {numbers}{candidate.tokens} tokens{cut}  {candidate.passage_id}{note}{shown}"
+
+
+@cli.command()
+@click.option(
+    "--from", "source_format", required=True, metavar="FORMAT", help="parquet, trec, beir, msmarco or jsonl."
+)
+@click.option("--to", "target_format", required=True, metavar="FORMAT", help="The same names.")
+@click.argument("source")
+@click.argument("target")
+def convert(source_format: str, target_format: str, source: str, target: str) -> None:
+    """Convert SOURCE to TARGET: TREC, BEIR, MS MARCO TSV, FlagEmbedding JSONL and our Parquet tables."""
+    from rerank_udf.formats import convert as convert_files
+
+    _console().print(str(convert_files(source_format, source, target_format, target)), markup=False)
+
+
+def _print_estimate(spark: SparkSession, config: JobConfig) -> None:
+    from rerank_udf.report import clock
+    from rerank_udf.spark.estimate import estimate
+
+    found = estimate(spark, config)
+    console = _console()
+    rejects = ", ".join(f"{reason} {count:,}" for reason, count in sorted(found.rejects.items())) or "0"
+    console.print(
+        f"pairs    {found.pairs_in:,} in · {found.pairs_distinct:,} distinct to score", highlight=False
+    )
+    console.print(f"rejects  {rejects}", highlight=False)
+    if found.beyond_depth:
+        console.print(f"depth    {found.beyond_depth:,} rows beyond it", highlight=False)
+    cut = f"{found.truncated_share:.1%} of pairs cut at {config.model.max_length}"
+    sampled = f"from {found.sampled_pairs:,} sampled pairs"
+    console.print(f"tokens   about {found.tokens:,} ({sampled}; {cut})", highlight=False)
+    if found.seconds:
+        speed = f"{found.last_tokens_per_second:,.0f} tokens/s of the last run"
+        console.print(f"time     about {clock(found.seconds)} at the {speed}", highlight=False)
+
+
+def _print_evaluation(spark: SparkSession, config: JobConfig, out: str | None) -> None:
+    from rerank_udf.spark.assess import assess
+
+    evaluation = assess(spark, config)
+    console = _console()
+    for measure in evaluation.settings["measures"]:
+        console.print(evaluation.table(measure))
+    if out:
+        evaluation.write(out)
+        console.print(f"written to {out}", markup=False)
+
+
+def _session(name: str) -> SparkSession:
+    try:
+        from rerank_udf.spark.session import job_session
+    except ModuleNotFoundError as missing:
+        raise ConfigError(
+            f"this verb needs {missing.name}, which is not installed; pip install 'rerank-udf[spark,torch,eval]', "
+            "or run it with the cluster's spark-submit"
+        ) from None
+    return job_session(name)
+
+
+def _console() -> Console:
+    """Standard output; wide enough for tables where it is a file or a log."""
+    console = Console(soft_wrap=False)
+    return console if console.is_terminal else Console(width=max(console.width, 120))
+
+
+def _command_line() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; every expected failure is one sentence on standard error."""
+    try:
+        cli.main(
+            args=None if arguments is None else list(arguments), prog_name="rerank-udf", standalone_mode=False
+        )
+    except click.exceptions.Abort:
+        _fail("interrupted", 1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except RerankError as error:
+        _fail(str(error), error.exit_code)
+    except Exception as error:
+        if os.environ.get("RERANK_UDF_DEBUG"):
+            raise
+        told = _worker_error(error)
+        _fail(
+            told or f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}", 1
+        )
+
+
+def _worker_error(error: Exception) -> str | None:
+    """The sentence that a Python worker raised, out of Spark's long message; None for anything else."""
+    marker = "rerank_udf.errors."
+    for line in str(error).splitlines():
+        if line.startswith(marker):
+            return line.removeprefix(marker).split(": ", 1)[-1]
+    return None
+
+
+def _fail(message: str, code: int) -> None:
+    hint = "" if code in (2, 3) else "\n(RERANK_UDF_DEBUG=1 shows the whole stack)"
+    print(f"rerank-udf: {message}{hint}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Tables in and out of the lake: sources, published Parquet versions, tables by name."""

@@ -1,0 +1,94 @@
+"""`rerank --dry-run`: what a run would do, without loading the model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from pyspark.errors import AnalysisException
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from rerank_udf import tables
+from rerank_udf.config import JobConfig
+from rerank_udf.spark.model import on_driver
+from rerank_udf.spark.pipeline import read_and_prepare
+
+SAMPLE_PAIRS = 1000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Counts are exact; tokens come from a sample of at most SAMPLE_PAIRS pairs and the model's own tokenizer."""
+
+    pairs_in: int
+    rejects: dict[str, int]
+    beyond_depth: int
+    pairs_distinct: int
+    tokens: int
+    sampled_pairs: int
+    truncated_share: float
+    last_tokens_per_second: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        """Scoring time at the last run's speed, where there was one."""
+        return self.tokens / self.last_tokens_per_second if self.last_tokens_per_second else None
+
+
+def estimate(spark: SparkSession, config: JobConfig) -> Estimate:
+    """Count what `run_rerank` would do. Raises what it would raise about input, settings and model files."""
+    prepared = read_and_prepare(spark, config)
+    rows = prepared.rows.persist()
+    try:
+        groups = rows.groupBy(tables.REASON, "beyond_depth").count().collect()
+        to_score = rows.where(F.col(tables.REASON).isNull() & ~F.col("beyond_depth"))
+        distinct = to_score.select(tables.PAIR_KEY).distinct().count()
+        sample = (
+            to_score.dropDuplicates([tables.PAIR_KEY])
+            .orderBy(tables.PAIR_KEY)
+            .limit(SAMPLE_PAIRS)
+            .join(prepared.queries.dropDuplicates([tables.QUERY_KEY]), tables.QUERY_KEY)
+            .join(prepared.passages.dropDuplicates([tables.PASSAGE_KEY]), tables.PASSAGE_KEY)
+            .select(tables.QUERY, tables.PASSAGE)
+            .collect()
+        )
+    finally:
+        rows.unpersist()
+    tokens, truncated = _sampled_tokens(config, [tuple(row) for row in sample])
+    count = max(1, len(sample))
+    return Estimate(
+        pairs_in=sum(g["count"] for g in groups),
+        rejects={g[tables.REASON]: g["count"] for g in groups if g[tables.REASON]},
+        beyond_depth=sum(g["count"] for g in groups if g["beyond_depth"]),
+        pairs_distinct=distinct,
+        tokens=round(tokens / count * distinct),
+        sampled_pairs=len(sample),
+        truncated_share=truncated / count,
+        last_tokens_per_second=_last_speed(spark, config),
+    )
+
+
+def _sampled_tokens(config: JobConfig, pairs: list[tuple[str, str]]) -> tuple[int, int]:
+    """Tokens and truncated pairs of the sample; the tokenizer is loaded, the weights are not."""
+    from rerank_udf.models import local_folder
+    from rerank_udf.tokens import PairLimits, PairTokenizer
+
+    files = on_driver(config.model.name, config.model.revision)
+    if not pairs or isinstance(files, str) or files.is_hash:
+        return 0, 0
+    limits = PairLimits(config.model.max_length, config.model.query_max_length, config.model.truncation)
+    encoded = PairTokenizer.from_folder(local_folder(files), limits).encode(*zip(*pairs, strict=True))
+    return int(encoded.lengths.sum()), int(encoded.truncated.sum())
+
+
+def _last_speed(spark: SparkSession, config: JobConfig) -> float | None:
+    """tokens/s from the report that the last run left, if it used the same model."""
+    path = f"{config.run.report.rstrip('/')}/run_report.json"
+    try:
+        rows = spark.read.text(path, wholetext=True).collect()
+        report = json.loads(rows[0][0])
+    except (AnalysisException, IndexError, ValueError):
+        return None
+    same = report.get("model", {}).get("name") == config.model.name
+    return float(report["tokens_per_second"]) or None if same else None

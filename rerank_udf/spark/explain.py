@@ -1,0 +1,109 @@
+"""One query's candidates before and after, with what the model saw of each passage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import Row, SparkSession
+from pyspark.sql import functions as F
+
+from rerank_udf import tables
+from rerank_udf.config import JobConfig
+from rerank_udf.errors import InputError
+from rerank_udf.spark.model import plan_for_job
+from rerank_udf.spark.pipeline import read_and_prepare
+from rerank_udf.spark.ranking import outcome
+from rerank_udf.spark.scoring import SCORED_SCHEMA, process_scorer
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One candidate: `rank` None where it was cut or rejected (`note` says why); `seen` as the model saw it."""
+
+    passage_id: str
+    rank: int | None
+    first_stage_rank: int | None
+    score: float | None
+    logit: float | None
+    tokens: int
+    truncated: bool
+    seen: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A query as the model saw it, and its candidates in the new order."""
+
+    query_id: str
+    query: str
+    candidates: list[Explained]
+
+
+def explain(spark: SparkSession, config: JobConfig, query_id: str) -> Explanation:
+    """Score one query's candidates in this process, as the job would, and show each before and after.
+
+    Raises InputError where no candidate has that query id, ModelError where the model cannot be used here.
+    """
+    prepared = read_and_prepare(spark, config)
+    rows = prepared.rows.where(F.col(tables.QUERY_ID).cast("string") == F.lit(query_id)).localCheckpoint()
+    if rows.isEmpty():
+        raise InputError(
+            f"no candidate has {config.input.columns.query_id} {query_id!r}; ids are compared as text"
+        )
+    texts = (
+        rows.where(F.col(tables.REASON).isNull())
+        .join(prepared.queries.dropDuplicates([tables.QUERY_KEY]), tables.QUERY_KEY)
+        .join(prepared.passages.dropDuplicates([tables.PASSAGE_KEY]), tables.PASSAGE_KEY)
+        .select(tables.PAIR_KEY, tables.QUERY, tables.PASSAGE)
+        .dropDuplicates([tables.PAIR_KEY])
+        .collect()
+    )
+    scorer, label = process_scorer(plan_for_job(spark, config.model))
+    facts, seen = _score(scorer, label, texts)
+    scored = spark.createDataFrame(facts, SCORED_SCHEMA)
+    result = outcome(rows, scored, config.ranking).rows
+    keyed = rows.select(tables.PASSAGE_ID, tables.PAIR_KEY).where(F.col(tables.PAIR_KEY).isNotNull())
+    found = {str(row[tables.PASSAGE_ID]): bytes(row[tables.PAIR_KEY]) for row in keyed.collect()}
+    by_key = {fact[0]: fact for fact in facts}
+    explained = [
+        _explained(row, by_key.get(found.get(str(row[tables.PASSAGE_ID]), b"")), seen)
+        for row in result.collect()
+    ]
+    explained.sort(key=lambda e: (e.rank is None, e.rank or 0, e.first_stage_rank or 0))
+    query = texts[0][tables.QUERY] if texts else ""
+    return Explanation(query_id, seen.get(b"query", query), explained)
+
+
+def _score(scorer: Any, label: str, texts: list[Row]) -> tuple[list[tuple[Any, ...]], dict[bytes, str]]:
+    """SCORED_SCHEMA tuples, and the visible part of each passage by pair key."""
+    queries, passages = [t[tables.QUERY] for t in texts], [t[tables.PASSAGE] for t in texts]
+    pairs = scorer.score_pairs(queries, passages)
+    views = scorer.seen(queries, passages)
+    facts, seen = [], {}
+    for index, text in enumerate(texts):
+        key = bytes(text[tables.PAIR_KEY])
+        reason, detail = pairs.errors.get(index, (None, None))
+        logit = None if reason else float(pairs.logits[index])
+        facts.append(
+            (key, logit, int(pairs.tokens[index]), bool(pairs.truncated[index]), reason, detail, label)
+        )
+        seen[b"query"], seen[key] = views[index]
+    return facts, seen
+
+
+def _explained(row: Row, fact: tuple[Any, ...] | None, seen: dict[bytes, str]) -> Explained:
+    rejected = row[tables.REASON]
+    note = f"{rejected}: {row[tables.DETAIL]}" if rejected else f"cut by {row['cut']}" if row["cut"] else ""
+    return Explained(
+        passage_id=str(row[tables.PASSAGE_ID]),
+        rank=row[tables.RANK],
+        first_stage_rank=row[tables.FIRST_STAGE_RANK],
+        score=row[tables.SCORE],
+        logit=row[tables.LOGIT],
+        tokens=fact[2] if fact else 0,
+        truncated=bool(fact and fact[3]),
+        seen=seen.get(fact[0], "") if fact else "",
+        note=note,
+    )

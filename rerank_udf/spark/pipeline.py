@@ -1,0 +1,281 @@
+"""The reranking job, top to bottom.
+
+    read → prepare (reasons, keys) → stage once → score each distinct pair → join back, rank → publish → report
+
+Scoring and publishing are separate plans: nothing follows the Python operator but a plain Parquet write, and nothing
+before or after that write runs Python.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from rich.console import Console
+
+from rerank_udf import tables
+from rerank_udf.config import JobConfig
+from rerank_udf.engine import ScorerPlan
+from rerank_udf.errors import InputError, RerankError, TooManyRejectsError
+from rerank_udf.lake import files, targets
+from rerank_udf.lake.sources import is_text_typed, read_source
+from rerank_udf.report import RunReport, new_report
+from rerank_udf.spark.candidates import Prepared, Shape, prepare
+from rerank_udf.spark.model import plan_for_job
+from rerank_udf.spark.progress import ScoringProgress
+from rerank_udf.spark.ranking import Outcome, check_fusion, nested, outcome
+from rerank_udf.spark.scoring import co_partitioned, scored
+from rerank_udf.spark.session import slots
+
+MAX_PAIRS_PER_PASSAGE = 4096
+_PAIRS_PER_TASK = 20_000
+_FEWEST_PAIRS_PER_TASK = 512
+_STALE_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The run's own copy of what it works on, as Parquet: `rows` without texts, `pairs` and `passages` with."""
+
+    rows: DataFrame
+    pairs: DataFrame
+    passages: DataFrame
+    pairs_distinct: int
+
+
+def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command: str = "") -> RunReport:
+    """Rerank what `config` names and publish it; every input row ends ranked, cut or rejected.
+
+    Raises InputError or ConfigError before any work where the input contract is broken as a whole, ModelError where
+    the model cannot be used, TooManyRejectsError after rejects and report are written and before anything is
+    published.
+    """
+    run_id = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    sources = {name: str(source) for name, source in config.sources().items()}
+    report = new_report(run_id, command, config.model_dump(mode="json"), sources, config.evaluation.seed)
+    with report.phase("prepare"):
+        prepared = read_and_prepare(spark, config)
+        plan = plan_for_job(spark, config.model)
+        report.model, report.model_key = _model_facts(plan), plan.model_key
+    with _work_folder(spark, config, run_id) as folder:
+        with report.phase("stage"):
+            staged = stage(spark, prepared, folder)
+            _count_input(report, prepared, staged)
+        _stop_if_too_many_rejects(spark, config, report, staged, folder)
+        with report.phase("score"):
+            facts = score(spark, staged, plan, folder, console)
+        with report.phase("publish"):
+            _count_scored(report, staged, facts)
+            result = outcome(staged.rows, facts, config.ranking)
+            publish(spark, config, report, result)
+    write_report(spark, config, report)
+    return report
+
+
+# --- read, prepare ---
+
+
+def read_and_prepare(spark: SparkSession, config: JobConfig) -> Prepared:
+    """The configured tables as rows with keys and reasons; raises for whatever is wrong with them as a whole."""
+    given = config.input
+    candidates = read_source(spark, given.candidates, "input.candidates")
+    queries = read_source(spark, given.queries, "input.queries") if given.queries else None
+    passages = read_source(spark, given.passages, "input.passages") if given.passages else None
+    shape = Shape(
+        columns=given.columns,
+        nested=given.nested,
+        query_template=given.query_template,
+        passage_template=given.passage_template,
+        depth=config.ranking.depth,
+        keep_columns=config.output.keep_columns,
+        limit_queries=given.limit_queries,
+        lenient_numbers=is_text_typed(given.candidates),
+    )
+    prepared = prepare(candidates, queries, passages, shape)
+    check_fusion(config.ranking.fusion, prepared)
+    return prepared
+
+
+def _model_facts(plan: ScorerPlan) -> dict[str, Any]:
+    facts = asdict(plan.files)
+    return {**facts, "precision": plan.precision, **asdict(plan.limits)}
+
+
+# --- stage ---
+
+
+@contextmanager
+def _work_folder(spark: SparkSession, config: JobConfig, run_id: str) -> Iterator[str]:
+    """A folder for this run alone, gone when the run ends well; folders of dead runs go after a day."""
+    work = config.work_path()
+    for name, age in files.children(spark, work).items():
+        if age > _STALE_SECONDS:
+            files.remove(spark, f"{work}/{name}")
+    folder = f"{work}/{run_id}"
+    yield folder
+    files.remove(spark, folder)
+
+
+def stage(spark: SparkSession, prepared: Prepared, folder: str) -> Staged:
+    """Write rows, distinct pairs and their passages once, so that later plans read the same input whatever changes."""
+    prepared.rows.write.parquet(f"{folder}/rows")
+    rows = spark.read.parquet(f"{folder}/rows")
+    to_score = F.col(tables.REASON).isNull() & ~F.col("beyond_depth")
+    keys = rows.where(to_score).select(tables.PAIR_KEY, tables.QUERY_KEY, tables.PASSAGE_KEY)
+    distinct = keys.dropDuplicates([tables.PAIR_KEY])
+    queries = prepared.queries.dropDuplicates([tables.QUERY_KEY])
+    distinct.join(queries, tables.QUERY_KEY).write.parquet(f"{folder}/pairs")
+    pairs = spark.read.parquet(f"{folder}/pairs")
+    used = pairs.select(tables.PASSAGE_KEY)
+    passages = prepared.passages.dropDuplicates([tables.PASSAGE_KEY]).join(
+        used, tables.PASSAGE_KEY, "left_semi"
+    )
+    passages.write.parquet(f"{folder}/passages")
+    return Staged(rows, pairs, spark.read.parquet(f"{folder}/passages"), pairs.count())
+
+
+def _count_input(report: RunReport, prepared: Prepared, staged: Staged) -> None:
+    by_reason = staged.rows.groupBy(tables.REASON).count().collect()
+    report.pairs_in = sum(row["count"] for row in by_reason)
+    report.rejects = {row[tables.REASON]: row["count"] for row in by_reason if row[tables.REASON]}
+    report.pairs_distinct = staged.pairs_distinct
+    if prepared.queries_without_candidates is not None:
+        report.queries_without_candidates = prepared.queries_without_candidates.count()
+    if not report.pairs_in:
+        raise InputError(
+            f"candidates is empty: 0 rows in {report.inputs['input.candidates']}; nothing was published, and what was "
+            "published before stands"
+        )
+
+
+# --- score ---
+
+
+def score(spark: SparkSession, staged: Staged, plan: ScorerPlan, folder: str, console: Console) -> DataFrame:
+    """Score every staged pair and return the finished facts (scoring.SCORED_SCHEMA) as Parquet.
+
+    A finished task's file is whole and in place at once (committer version 2).
+    """
+    place = f"{folder}/_scored"
+    progress = ScoringProgress(spark, staged.pairs_distinct, console)
+    laid_out = co_partitioned(
+        staged.pairs,
+        staged.passages,
+        scoring_tasks(staged.pairs_distinct, slots(spark)),
+        MAX_PAIRS_PER_PASSAGE,
+    )
+    facts = scored(laid_out, plan, progress.pairs, progress.tokens)
+    with progress.shown():
+        facts.write.option("mapreduce.fileoutputcommitter.algorithm.version", "2").parquet(place)
+    return spark.read.parquet(place)
+
+
+def scoring_tasks(pairs: int, slots: int) -> int:
+    """How many tasks score `pairs`: all slots busy, four rounds where each has enough to sort by length."""
+    rounds = min(4 * slots, pairs // _FEWEST_PAIRS_PER_TASK)
+    return max(1, min(slots, pairs), rounds, math.ceil(pairs / _PAIRS_PER_TASK))
+
+
+def _count_scored(report: RunReport, staged: Staged, facts: DataFrame) -> None:
+    totals = facts.agg(
+        F.count(F.lit(1)).alias("pairs"),
+        F.coalesce(F.sum(tables.TOKENS), F.lit(0)).alias("tokens"),
+        F.coalesce(F.sum(F.col(tables.TRUNCATED).cast("int")), F.lit(0)).alias("truncated"),
+        F.collect_set(tables.SCORER).alias("scorers"),
+    ).collect()[0]
+    report.pairs_scored, report.tokens = totals["pairs"], totals["tokens"]
+    report.pairs_truncated = totals["truncated"]
+    report.models_loaded = len(totals["scorers"])
+    report.devices = sorted({_device(label) for label in totals["scorers"]})
+    report.tokens_per_second = round(report.tokens / max(report.seconds.get("score", 0.0), 1e-9), 1)
+    if report.pairs_scored != staged.pairs_distinct:
+        raise RerankError(
+            f"{staged.pairs_distinct} distinct pairs were staged but {report.pairs_scored} scored: a text changed "
+            "while the run was reading it; run it again when the input tables are at rest"
+        )
+
+
+def _device(label: str) -> str:
+    """`host/pid/device/load` → `host/device`."""
+    host, _, device, _ = label.rsplit("/", 3)
+    return f"{host}/{device}"
+
+
+# --- publish ---
+
+
+def publish(spark: SparkSession, config: JobConfig, report: RunReport, result: Outcome) -> None:
+    """Write rejects, then, if there are not too many, the reranked table; fill in the report's counts."""
+    rows = result.rows.persist()
+    decided = Outcome(rows, result.fused)
+    try:
+        counts = decided.counts()
+        report.ranked = counts["ranked"].get("", 0)
+        report.cut, report.rejects = counts["cut"], counts["rejects"]
+        if report.unaccounted():
+            raise RerankError(
+                f"{report.unaccounted()} input rows are unaccounted for; this is a defect, please report it"
+            )
+        decided.rejects().write.mode("overwrite").parquet(config.output.rejects.path)
+        report.output["rejects"] = config.output.rejects.path
+        _refuse_too_many(spark, config, report)
+        table = decided.reranked()
+        table = nested(table) if config.output.layout == "nested" else table
+        facts = {"run_id": report.run_id, "model_key": report.model_key, "rows": report.ranked}
+        report.output.update(targets.publish(spark, table, config.output.reranked, report.run_id, facts))
+    finally:
+        rows.unpersist()
+
+
+def _stop_if_too_many_rejects(
+    spark: SparkSession, config: JobConfig, report: RunReport, staged: Staged, folder: str
+) -> None:
+    """Before anything is scored: the input's own rejects alone may already be too many."""
+    if not _too_many(config, report):
+        return
+    columns = [
+        tables.QUERY_ID,
+        tables.PASSAGE_ID,
+        tables.FIRST_STAGE_RANK,
+        tables.FIRST_STAGE_SCORE,
+        tables.REASON,
+        tables.DETAIL,
+    ]
+    rejects = staged.rows.where(F.col(tables.REASON).isNotNull()).select(*columns)
+    rejects.write.mode("overwrite").parquet(config.output.rejects.path)
+    report.output["rejects"] = config.output.rejects.path
+    files.remove(spark, folder)
+    _refuse_too_many(spark, config, report)
+
+
+def _too_many(config: JobConfig, report: RunReport) -> bool:
+    return report.rejected() > config.run.max_reject_fraction * report.pairs_in
+
+
+def _refuse_too_many(spark: SparkSession, config: JobConfig, report: RunReport) -> None:
+    if not _too_many(config, report):
+        return
+    write_report(spark, config, report)
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(report.rejects.items()))
+    raise TooManyRejectsError(
+        f"{report.rejected():,} of {report.pairs_in:,} rows rejected ({reasons}), more than run.max_reject_fraction "
+        f"{config.run.max_reject_fraction:g} allows; nothing was published. Each row and its reason: "
+        f"{config.output.rejects.path}. Mend the input, or allow more"
+    )
+
+
+# --- report ---
+
+
+def write_report(spark: SparkSession, config: JobConfig, report: RunReport) -> None:
+    """Write run_report.json into `run.report`."""
+    path = f"{config.run.report.rstrip('/')}/run_report.json"
+    report.output["report"] = path
+    files.write_text(spark, path, report.to_json())

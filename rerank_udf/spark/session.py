@@ -1,0 +1,57 @@
+"""The Spark session that a job runs in: the cluster's own, or a local one that behaves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from importlib import resources
+
+from pyspark.sql import SparkSession
+
+from rerank_udf.errors import ConfigError
+
+
+def job_session(app_name: str) -> SparkSession:
+    """The active session (a notebook's), the one `spark-submit` configured, or a local one.
+
+    Raises ConfigError where a local session is needed and no Java is found.
+    """
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        return active
+    builder = SparkSession.builder.appName(app_name).config("spark.ui.showConsoleProgress", "false")
+    if _submitted():
+        return builder.getOrCreate()
+    _check_java()
+    # Without this an environment that is not activated runs its workers in the system's Python.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
+    quiet = resources.files("rerank_udf.spark") / "log4j2-local.properties"
+    builder = builder.config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={quiet}")
+    if "MASTER" not in os.environ:
+        builder = builder.master("local[*]")
+    return builder.config("spark.ui.enabled", "false").getOrCreate()
+
+
+def is_local(spark: SparkSession) -> bool:
+    """Whether driver and executors are one machine."""
+    return spark.sparkContext.master.startswith("local")
+
+
+def slots(spark: SparkSession) -> int:
+    """How many tasks run at once, as far as the session knows."""
+    return max(1, spark.sparkContext.defaultParallelism)
+
+
+def _submitted() -> bool:
+    """Whether spark-submit (or a notebook server) started this process and so brought the configuration."""
+    return "PYSPARK_GATEWAY_PORT" in os.environ or "SPARK_ENV_LOADED" in os.environ
+
+
+def _check_java() -> None:
+    if shutil.which("java") is None and not os.environ.get("JAVA_HOME"):
+        raise ConfigError(
+            "Spark needs Java 17 or newer, and no java is on the PATH; install it (Debian and Ubuntu: "
+            "apt-get install openjdk-17-jre-headless; macOS: brew install openjdk@17) or set JAVA_HOME"
+        )

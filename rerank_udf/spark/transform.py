@@ -1,0 +1,110 @@
+"""`rerank`: candidates in, reranked candidates out, as one lazy DataFrame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from rerank_udf import tables
+from rerank_udf.config import Columns, Nested, Ranking, parse_section
+from rerank_udf.spark.candidates import Prepared, Shape, prepare
+from rerank_udf.spark.model import plan_for_functions
+from rerank_udf.spark.ranking import check_fusion, outcome
+from rerank_udf.spark.ranking import nested as nested_rows
+from rerank_udf.spark.scoring import co_partitioned, scored
+
+
+def rerank(
+    candidates: DataFrame,
+    queries: DataFrame | None = None,
+    passages: DataFrame | None = None,
+    *,
+    model: str = "mini",
+    depth: int | None = None,
+    top_k: int | None = None,
+    min_score: float | None = None,
+    fusion: str | Mapping[str, Any] | None = None,
+    columns: Mapping[str, str] | None = None,
+    nested: str | None = None,
+    layout: str = "rows",
+    activation: str = "sigmoid",
+    beyond_depth: str = "drop",
+    query_template: str = "{query}",
+    passage_template: str = "{passage}",
+    keep_columns: str | Sequence[str] = "all",
+    partitions: int | None = None,
+    **scorer: Any,
+) -> DataFrame:
+    """Rerank candidate rows with a cross-encoder; the result is lazy, so persist it: each action scores again.
+
+    candidates: one row a pair with query_id, passage_id and optional score, rank; or, with `nested`, one row a query
+    (`nested="passages"` for array<struct<passage_id, passage, score>>, `nested="parallel"` for parallel arrays).
+    Texts stand in the candidates, or in `queries` (query_id, query) and `passages` (passage_id, passage). `columns`
+    maps our names to yours. Each distinct pair is scored once.
+
+    Returns query_id, passage_id, rank int from 1, score double, logit float, (fused_score double,) first_stage_rank,
+    first_stage_score, the other columns of candidates; last `reason` and `detail`, null on ranked rows. A row that
+    cannot be ranked stays, with null rank and the reason (tables.Reason); one cut by depth, min_score or top_k
+    is left out. `layout="nested"`: one row a query with its ranked rows as `passages`, without rejected rows.
+
+    `partitions`: number of scoring tasks; by default spark.sql.shuffle.partitions. `scorer`: what `load_scorer`
+    takes. Pure: no session setting is changed and no `sparkContext` is needed, so it runs through Spark Connect.
+
+    Raises InputError for missing columns and wrong types, ConfigError for settings, ModelError for a model that the
+    driver can see and that cannot be used.
+    """
+    ranking = parse_section(
+        Ranking,
+        {
+            "depth": depth,
+            "top_k": top_k,
+            "min_score": min_score,
+            "activation": activation,
+            "beyond_depth": beyond_depth,
+            "fusion": _fusion(fusion),
+        },
+        "rerank()",
+    )
+    names = parse_section(Columns, dict(columns or {}), "rerank(columns=)")
+    plan = plan_for_functions(model, scorer)
+    shape = Shape(
+        columns=names,
+        nested=_nested(nested),
+        query_template=query_template,
+        passage_template=passage_template,
+        depth=depth,
+        keep_columns=keep_columns,
+    )
+    prepared = prepare(candidates, queries, passages, shape)
+    check_fusion(ranking.fusion, prepared)
+    count = partitions or int(str(candidates.sparkSession.conf.get("spark.sql.shuffle.partitions")))
+    result = outcome(prepared.rows, scored(_distinct_pairs(prepared, count), plan), ranking)
+    return nested_rows(result.reranked()) if layout == "nested" else result.listed()
+
+
+def _fusion(fusion: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    if fusion is None:
+        return {}
+    return {"method": fusion} if isinstance(fusion, str) else dict(fusion)
+
+
+def _nested(nested: str | None) -> Nested | None:
+    if nested is None:
+        return None
+    return Nested(parallel=True) if nested == "parallel" else Nested(array=nested)
+
+
+def _distinct_pairs(prepared: Prepared, partitions: int) -> DataFrame:
+    """(pair_key, query, passage), each pair once, laid out for scoring."""
+    to_score = F.col(tables.REASON).isNull() & ~F.col("beyond_depth")
+    pairs = (
+        prepared.rows.where(to_score)
+        .select(tables.PAIR_KEY, tables.QUERY_KEY, tables.PASSAGE_KEY)
+        .dropDuplicates([tables.PAIR_KEY])
+    )
+    queries = prepared.queries.dropDuplicates([tables.QUERY_KEY])
+    passages = prepared.passages.dropDuplicates([tables.PASSAGE_KEY])
+    return co_partitioned(pairs.join(queries, tables.QUERY_KEY), passages, partitions)

@@ -1,0 +1,55 @@
+"""`cross_encoder_udf`: a cross-encoder as a Spark column function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyspark.sql.pandas.functions import pandas_udf
+from pyspark.sql.types import DoubleType, FloatType
+
+from rerank_udf.errors import ConfigError
+from rerank_udf.spark.model import plan_for_functions
+from rerank_udf.spark.scoring import process_scorer
+
+
+def cross_encoder_udf(
+    model: str = "mini", *, returns: Literal["score", "logit"] = "score", **scorer: Any
+) -> Any:
+    """A column function of (query, passage): `df.withColumn("score", udf("query", "passage"))`.
+
+    An iterator pandas UDF: the model is loaded once per Python worker, on its first row, and kept. `returns="score"`
+    gives double sigmoid(logit), `"logit"` float. A null text gives null, and so does a pair that cannot be scored.
+    `scorer` takes what `load_scorer` takes (max_length, precision, device, ...). For SQL:
+    `spark.udf.register("rerank_score", cross_encoder_udf(...))`.
+
+    Marked nondeterministic, though its values are not random: Spark evaluates a deterministic UDF again for every
+    place that mentions its result (a filter on the score would score every pair twice).
+
+    Raises ConfigError for another `returns`, ModelError where the driver can see that the model cannot be used.
+    """
+    if returns not in ("score", "logit"):
+        raise ConfigError(f"returns is {returns!r}, expected 'score' or 'logit'")
+    plan = plan_for_functions(model, scorer)
+    kind = DoubleType() if returns == "score" else FloatType()
+
+    def score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.Series]:
+        for queries, passages in batches:
+            if not len(queries):
+                yield pd.Series(dtype="float64" if returns == "score" else "float32")
+                continue
+            logits = process_scorer(plan)[0].score_pairs(_texts(queries), _texts(passages)).logits
+            if returns == "score":
+                with np.errstate(over="ignore"):
+                    yield pd.Series(1.0 / (1.0 + np.exp(-logits.astype(np.float64))))
+            else:
+                yield pd.Series(logits)
+
+    return pandas_udf(score, returnType=kind).asNondeterministic()  # type: ignore[call-overload]
+
+
+def _texts(texts: pd.Series) -> pa.Array:
+    return pa.Array.from_pandas(texts, type=pa.string())
