@@ -1,0 +1,118 @@
+"""`make demo`: the job on the embedded tables, then what it did to three questions and to nDCG@10."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from rerank_udf import mini
+from rerank_udf.config import JobConfig, load_config
+from rerank_udf.errors import ConfigError, RerankError
+from rerank_udf.report import RunReport, clock
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pyspark.sql import SparkSession
+
+SETTINGS = Path("conf/demo.yaml")
+# One where the words mislead the first stage, one that is answered in another language only, one with graded answers.
+SHOWN_QUESTIONS = ("q-el-temporary-exhibition", "q-es-refund-how-long", "q-th-moving-away")
+SHOWN_PASSAGES = 3
+
+
+def run(console: Console) -> None:
+    """Run the demo and print its story. Raises what the job raises."""
+    if not SETTINGS.is_file():
+        raise ConfigError(f"no {SETTINGS} here: run the demo from the root of a checkout (make demo)")
+    config = load_config(SETTINGS)
+    from rerank_udf.spark.assess import FIRST, FUSED, assess, system_name
+    from rerank_udf.spark.pipeline import run_rerank
+    from rerank_udf.spark.session import job_session
+
+    spark = job_session("rerank-udf demo")
+    console.print(f"weights: {mini.manifest()['description']}\n", highlight=False)
+    report = run_rerank(spark, config, console, command="make demo")
+    tables = _tables(spark, config)
+    console.print(_headline(spark, config, report, tables), highlight=False)
+    for question in SHOWN_QUESTIONS:
+        for line in _question(question, tables):
+            console.print(line, highlight=False)
+    evaluation = assess(spark, config)
+    console.print()
+    for measure in evaluation.settings["measures"][:1]:
+        console.print(evaluation.table(measure))
+    systems = (
+        f"{FIRST}: multilingual-e5-small · {RERANKER}: {config.model.name} alone · {FUSED}: both, min-max"
+    )
+    console.print(systems, highlight=False)
+    folder = Path(config.run.report) / "evaluation"
+    evaluation.write(folder)
+    console.print(f"report  {report.output['report']}    evaluation  {folder}", highlight=False)
+    console.print(f"table   {report.output['path']}", highlight=False)
+    console.print("yours   rerank-udf rerank --config conf/rerank.yaml --dry-run", highlight=False)
+
+
+def _tables(spark: SparkSession, config: JobConfig) -> dict[str, pd.DataFrame]:
+    from rerank_udf.lake import targets
+    from rerank_udf.lake.sources import read_source
+
+    found = {name: read_source(spark, source, name).toPandas() for name, source in config.sources().items()}
+    return {**found, "reranked": targets.read(spark, config.output.reranked).toPandas()}
+
+
+def _headline(
+    spark: SparkSession, config: JobConfig, report: RunReport, tables: dict[str, pd.DataFrame]
+) -> str:
+    queries, passages = tables["input.queries"], tables["input.passages"]
+    version = ".".join(spark.version.split(".")[:2])
+    languages = len(set(queries["lang"]) | set(passages["lang"]))
+    return (
+        f"{len(queries)} questions · {languages} languages · {len(passages)} passages · {config.model.name} "
+        f"({report.model['precision']}) · Spark {version} {spark.sparkContext.master}\n"
+        f"{report.pairs_in:,} pairs · {report.rejected():,} rejects · {clock(sum(report.seconds.values()))} · "
+        f"{report.tokens_per_second:,.0f} tokens/s"
+    )
+
+
+def _question(query_id: str, tables: dict[str, pd.DataFrame]) -> Iterator[Text]:
+    """The question, its first passages after reranking, and where each stood before; ✓ answers, ~ helps."""
+    query = tables["input.queries"].set_index("query_id").loc[query_id]
+    passages = tables["input.passages"].set_index("passage_id")
+    relevance = tables["evaluation.qrels"].set_index(["query_id", "passage_id"])["relevance"]
+    ranked = tables["reranked"].query("query_id == @query_id").sort_values("rank").head(SHOWN_PASSAGES)
+    yield Text(f"\nQ ({query['lang']}) «{query['query']}»")
+    for row in ranked.to_dict("records"):
+        passage = passages.loc[row["passage_id"]]
+        mark = {0: " ", 1: "~", 2: "✓"}[int(relevance.get((query_id, row["passage_id"]), 0))]
+        place = f"{row['rank']:>4}  was {row['first_stage_rank']:<3} {_short(row['score'])}  {mark}  "
+        yield _clipped(f"{place}({passage['lang']}) {passage['title']} · {passage['passage']}")
+
+
+def _short(score: Any) -> str:
+    return f"{float(score):.2f}".lstrip("0") or "0"
+
+
+def _clipped(line: str) -> Text:
+    text = Text(line, no_wrap=True, overflow="ellipsis")
+    text.truncate(110, overflow="ellipsis")
+    return text
+
+
+def main() -> None:
+    """Run the demo; a failure is a sentence and the failure's exit code."""
+    console = Console()
+    console = console if console.is_terminal else Console(width=120)
+    try:
+        run(console)
+    except RerankError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
