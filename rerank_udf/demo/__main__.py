@@ -46,9 +46,9 @@ def run(console: Console) -> None:
     console.print()
     for measure in evaluation.settings["measures"][:1]:
         console.print(evaluation.table(measure))
-    systems = (
-        f"{FIRST}: multilingual-e5-small · {RERANKER}: {config.model.name} alone · {FUSED}: both, min-max"
-    )
+    alone, weight = system_name(config), config.ranking.fusion.reranker_weight
+    fused = f"{FUSED}: min-max, {weight:g} {alone} + {1 - weight:.1g} {FIRST}"
+    systems = f"{FIRST}: multilingual-e5-small · {alone}: the reranker alone · {fused}"
     console.print(systems, highlight=False)
     folder = Path(config.run.report) / "evaluation"
     evaluation.write(folder)
