@@ -1,0 +1,81 @@
+"""Which queries belong together: groups that are reported apart, clusters that are resampled as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rerank_udf.errors import InputError
+from rerank_udf.evaluation.loading import select, string_ids
+from rerank_udf.evaluation.significance import Ints
+from rerank_udf.evaluation.study import ALL, SUMMARY_COLUMNS
+from rerank_udf.tables import QUERY_ID
+
+
+@dataclass(frozen=True)
+class _Group:
+    label: str
+    found: Mapping[str, str]  # grouping column → value; empty for "all"
+    rows: Ints
+
+
+@dataclass(frozen=True)
+class Groups:
+    """`frame`: one row a query, the grouping columns; `clusters`: one name a query."""
+
+    frame: pd.DataFrame
+    members: list[_Group]
+    clusters: list[str]
+    codes: Ints
+
+    @staticmethod
+    def of(query_ids: list[str], group_by: Any, clusters: Any) -> Groups:
+        """From mappings or tables; raises InputError where they do not fit the queries."""
+        frame = _attributes(query_ids, group_by, "group_by", "group")
+        members = [_Group(ALL, {}, np.arange(len(query_ids)))]
+        rows_of: dict[tuple[str, ...], list[int]] = {}
+        for row, found in enumerate(frame.itertuples(index=False, name=None)):
+            rows_of.setdefault(found, []).append(row)
+        for found in sorted(rows_of) if frame.shape[1] else []:
+            named = dict(zip(frame.columns, found, strict=True))
+            members.append(_Group(" · ".join(found), named, np.asarray(rows_of[found])))
+        named_clusters = _attributes(query_ids, clusters, "clusters", "cluster")
+        if named_clusters.shape[1] > 1:
+            have = ", ".join(named_clusters.columns)
+            raise InputError(f"clusters has the columns {have} beside query_id; one is expected.")
+        names = named_clusters.iloc[:, 0].tolist() if named_clusters.shape[1] else query_ids
+        return Groups(frame, members, names, np.unique(names, return_inverse=True)[1])
+
+
+def _attributes(query_ids: list[str], source: Any, label: str, column: str) -> pd.DataFrame:
+    """One row a query, in order; one string column an attribute; null is "(none)"."""
+    if source is None:
+        return pd.DataFrame(index=range(len(query_ids)))
+    if isinstance(source, Mapping):
+        keys, columns = [str(k) for k in source], {column: list(source.values())}
+    else:
+        table = select(source, label, None)
+        keys = string_ids(table, QUERY_ID, label).to_pylist()
+        columns = {c: table[c].to_pylist() for c in table.column_names if c != QUERY_ID}
+    if not columns:
+        raise InputError(f"{label} has the column {QUERY_ID} only; at least one more is expected.")
+    taken = [c for c in columns if c in SUMMARY_COLUMNS]
+    if taken:
+        raise InputError(f"{label} has a column {taken[0]!r}, a name that the summary needs; rename it.")
+    row_of = {key: row for row, key in enumerate(keys)}
+    if len(row_of) < len(keys):
+        twice = next(k for row, k in enumerate(keys) if row_of[k] != row)
+        raise InputError(f"{label}: {QUERY_ID} {twice!r} stands there more than once; keep one.")
+    unknown = [q for q in query_ids if q not in row_of]
+    if unknown:
+        raise InputError(
+            f"{label} says nothing of {len(unknown):,} queries of the qrels, the first {unknown[0]!r}; "
+            "every evaluated query needs a row."
+        )
+    rows = [row_of[q] for q in query_ids]
+    texts = {c: ["(none)" if v[r] is None else str(v[r]) for r in rows] for c, v in columns.items()}
+    return pd.DataFrame(texts, dtype=object)
