@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from rerank_udf import cache
+from rerank_udf.cache import complete_folder, file_digest, marked_digests, remembered_digests
+from rerank_udf.errors import ModelError
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RERANK_UDF_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_the_digest_of_a_file_is_its_sha256(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc" * 3_000_000)
+    assert file_digest(tmp_path / "file") == hashlib.sha256(b"abc" * 3_000_000).hexdigest()
+
+
+def test_a_digest_is_computed_once_while_the_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("one")
+    first = remembered_digests(tmp_path, ["file"])
+    monkeypatch.setattr(cache, "file_digest", lambda path: pytest.fail("read again"))
+    assert remembered_digests(tmp_path, ["file"]) == first
+
+
+def test_a_changed_file_gets_another_digest(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("one")
+    first = remembered_digests(tmp_path, ["file"])
+    (tmp_path / "file").write_text("two")
+    os.utime(tmp_path / "file", ns=(1, 1))
+    assert remembered_digests(tmp_path, ["file"]) != first
+
+
+def test_a_folder_that_failed_half_way_is_not_complete_and_is_built_again(tmp_path: Path) -> None:
+    target = tmp_path / "models" / "one"
+
+    def fail(folder: Path) -> dict[str, str]:
+        (folder / "half").write_text("x")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        complete_folder(target, fail)
+    assert marked_digests(target) is None
+    assert not target.exists()
+
+    def build(folder: Path) -> dict[str, str]:
+        assert (folder / "half").read_text() == "x"  # what is there can be gone on with
+        return {"half": "digest"}
+
+    assert complete_folder(target, build) == target
+    assert marked_digests(target) == {"half": "digest"}
+
+
+def _build_slowly(target: str) -> None:
+    def build(folder: Path) -> dict[str, str]:
+        with (folder / "builders").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(0.3)
+        return {}
+
+    complete_folder(Path(target), build)
+
+
+def test_of_several_processes_one_builds_and_all_see_it_whole(tmp_path: Path) -> None:
+    target = tmp_path / "one"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_build_slowly, args=(str(target),)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len((target / "builders").read_text().split()) == 1
+
+
+def test_a_cache_that_was_asked_for_and_cannot_be_written_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("RERANK_UDF_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ModelError, match=r"RERANK_UDF_CACHE is .* which cannot be written"):
+        cache.cache_root()
+
+
+def test_without_a_writable_home_the_cache_is_in_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").write_text("no folder")
+    monkeypatch.delenv("RERANK_UDF_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    assert cache.cache_root().parent == tmp_path
+    assert cache.cache_root().is_dir()
+
+
+def test_with_a_home_the_cache_is_below_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RERANK_UDF_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.cache_root() == tmp_path / ".cache" / "rerank_udf"
