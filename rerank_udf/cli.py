@@ -112,17 +112,32 @@ def _explained_line(candidate: Any) -> str:
 
 
 @cli.command()
+@click.option("--from", "source_format", required=True, metavar="FORMAT", help="What SOURCE is.")
+@click.option("--to", "target_format", required=True, metavar="FORMAT", help="What TARGET becomes.")
+@click.option("--overwrite", is_flag=True, help="Replace tables or files that are there.")
+@click.option("--split", metavar="NAME", help="beir: which qrels (test).")
+@click.option("--tag", metavar="NAME", help="to trec-run: the run's name (rerank_udf).")
 @click.option(
-    "--from", "source_format", required=True, metavar="FORMAT", help="parquet, trec, beir, msmarco or jsonl."
+    "--replace-whitespace", is_flag=True, default=None, help="to msmarco: tabs and line breaks become spaces."
 )
-@click.option("--to", "target_format", required=True, metavar="FORMAT", help="The same names.")
+@click.option("--scores", is_flag=True, default=None, help="to flagembedding: with first-stage scores.")
 @click.argument("source")
 @click.argument("target")
-def convert(source_format: str, target_format: str, source: str, target: str) -> None:
-    """Convert SOURCE to TARGET: TREC, BEIR, MS MARCO TSV, FlagEmbedding JSONL and our Parquet tables."""
+def convert(
+    source_format: str, target_format: str, source: str, target: str, overwrite: bool, **given: Any
+) -> None:
+    """Convert SOURCE to TARGET.
+
+    Formats: parquet (a folder of queries, passages, candidates, qrels), beir (a folder), trec-run, trec-qrels,
+    msmarco-queries, msmarco-collection, msmarco-top1000, msmarco-qrels, msmarco-run, flagembedding (files, gzip or
+    not). Several files make one parquet folder by several calls.
+    """
     from rerank_udf.formats import convert as convert_files
 
-    _console().print(str(convert_files(source_format, source, target_format, target)), markup=False)
+    options = {name: value for name, value in given.items() if value is not None}
+    written = convert_files(source_format, source, target_format, target, overwrite=overwrite, **options)
+    for name, rows in written.items():
+        _console().print(f"{name}  {rows:,} rows", highlight=False)
 
 
 def _print_estimate(spark: SparkSession, config: JobConfig) -> None:

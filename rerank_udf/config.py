@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import fnmatch
+import posixpath
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -19,6 +22,8 @@ from rerank_udf import tables
 from rerank_udf.errors import ConfigError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+# A part of pydantic's location that names no setting: list[str], constrained-int
+_KIND = re.compile(r"\[|^(constrained|function)-")
 _Section = TypeVar("_Section", bound=BaseModel)
 Truncation = Literal["only_second", "longest_first"]
 
@@ -26,7 +31,7 @@ Truncation = Literal["only_second", "longest_first"]
 class Settings(BaseModel):
     """Base of every section: unknown keys are errors, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Source(Settings):
@@ -140,6 +145,9 @@ class Store(Settings):
     wave_minutes: float = Field(default=10, gt=0)
 
 
+_DEFAULT_TARGET = "out/reranked"
+
+
 class Target(Settings):
     """Where a table goes: a path (Parquet versions behind a pointer) or a table name."""
 
@@ -149,6 +157,13 @@ class Target(Settings):
     mode: Literal["overwrite", "append"] = "overwrite"
     run_date: datetime.date | None = None
     keep_versions: int = Field(default=2, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_place(cls, raw: Any) -> Any:
+        """`run_date` alone, say, leaves the path as it is by default."""
+        placed = not isinstance(raw, dict) or raw.get("path") or raw.get("table")
+        return raw if placed else {**raw, "path": _DEFAULT_TARGET}
 
     @model_validator(mode="after")
     def _path_or_table(self) -> Target:
@@ -173,7 +188,7 @@ class RejectsTarget(Settings):
 class Output(Settings):
     """What the job leaves behind."""
 
-    reranked: Target = Target(path="out/reranked")
+    reranked: Target = Target(path=_DEFAULT_TARGET)
     rejects: RejectsTarget = RejectsTarget()
     layout: Literal["rows", "nested"] = "rows"
     keep_columns: Literal["all", "none"] | list[str] = "all"
@@ -219,6 +234,17 @@ class JobConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _output_table_is_no_input(self) -> JobConfig:
+        target = self.output.reranked.table
+        for in_name, source in self.sources().items():
+            if target and source.table and _same_table(target, source.table):
+                raise ValueError(
+                    f"output.reranked.table and {in_name}.table are both {target}: "
+                    "the output would replace the input; choose another table"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _outputs_stay_clear_of_each_other(self) -> JobConfig:
         paths = list(self.output_paths().items())
         for i, (name, path) in enumerate(paths):
@@ -253,7 +279,7 @@ class JobConfig(Settings):
             "output.reranked.path": self.output.reranked.path,
             "output.rejects.path": self.output.rejects.path,
             "run.report": self.run.report,
-            "store.path": self.store.path,
+            "store.path": self.store.path or (self.output.reranked.path and self.work_path()),
         }
         return {name: path for name, path in found.items() if path}
 
@@ -272,7 +298,10 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> JobConfig:
         raise ConfigError(f"no settings file at {file}; start from conf/rerank.yaml")
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # ValueError: a date such as 2026-13-45, or bytes that are no text
         raise ConfigError(f"{file} is not YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{file} holds {type(raw).__name__}, expected sections such as input: and model:")
@@ -284,8 +313,7 @@ def parse_config(raw: Mapping[str, Any], where: str = "the settings") -> JobConf
     try:
         return JobConfig.model_validate(raw)
     except ValidationError as error:
-        lines = [_sentence(detail) for detail in error.errors()]
-        raise ConfigError(f"{where}:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))) from None
+        raise ConfigError(f"{where}:\n" + "\n".join(f"  {line}" for line in _sentences(error))) from None
 
 
 def parse_section(section: type[_Section], raw: Mapping[str, Any], where: str) -> _Section:
@@ -293,9 +321,7 @@ def parse_section(section: type[_Section], raw: Mapping[str, Any], where: str) -
     try:
         return section.model_validate(dict(raw))
     except ValidationError as error:
-        raise ConfigError(
-            "; ".join(f"{where}: {_sentence(detail, section)}" for detail in error.errors())
-        ) from None
+        raise ConfigError("; ".join(f"{where}: {line}" for line in _sentences(error, section))) from None
 
 
 def _with_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -305,8 +331,8 @@ def _with_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
             raise ConfigError(f"--set takes key.path=value, found {text!r}")
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {key}: the value is not YAML: {value!r}") from error
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"--set {key}: the value is not YAML: {value!r}; put it in quotes") from error
         section = raw
         *parents, last = key.split(".")
         for parent in parents:
@@ -319,20 +345,48 @@ def _with_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
 
 
 def _overlap(one: str, other: str) -> bool:
-    a, b = _normal(one), _normal(other)
-    return a == b or a.startswith(b + "/") or b.startswith(a + "/")
+    """Whether one path is the other or lies inside it; wildcards match as they do for Spark."""
+    a, b = _parts(one), _parts(other)
+    return all(_same_part(*pair) for pair in zip(a, b, strict=False))
 
 
-def _normal(path: str) -> str:
-    """An absolute form to compare by: local paths resolved, URLs as they are."""
-    if "://" in path and not path.startswith("file://"):
-        return path.rstrip("/")
-    return str(Path(path.removeprefix("file://").removeprefix("file:")).resolve())
+def _same_part(one: str, other: str) -> bool:
+    """`{a,b}` is taken for `*`: rather a refusal too many than a damaged input."""
+    one, other = (re.sub(r"\{[^}]*\}", "*", part) for part in (one, other))
+    return fnmatch.fnmatchcase(one, other) or fnmatch.fnmatchcase(other, one)
 
 
-def _sentence(detail: Mapping[str, Any], root: type[BaseModel] | None = None) -> str:
+def _parts(path: str) -> list[str]:
+    """The components of an absolute form to compare by: local paths resolved, URLs with one slash for several."""
+    scheme, sign, rest = path.partition("://")
+    if sign and scheme != "file":
+        scheme = "s3a" if scheme in ("s3", "s3n") else scheme.lower()
+        return [scheme, *(part for part in posixpath.normpath(rest).split("/") if part)]
+    local = Path(path.removeprefix("file://").removeprefix("file:")).resolve()
+    return ["file", *local.parts[1:]]
+
+
+def _same_table(one: str, other: str) -> bool:
+    """Whether two names may mean one table: a short name is compared with the end of a longer one."""
+    a, b = (name.replace("`", "").lower().split(".")[::-1] for name in (one, other))
+    return all(x == y for x, y in zip(a, b, strict=False))
+
+
+def _sentences(error: ValidationError, root: type[BaseModel] | None = None) -> list[str]:
+    """One sentence a setting; what a setting of several kinds might have been stands in one of them."""
+    found: dict[str, str] = {}
+    for detail in error.errors():
+        where = ".".join(str(part) for part in detail["loc"] if not _KIND.search(str(part)))
+        sentence = _sentence(detail, where, root)
+        expected, _, _ = sentence.removeprefix(f"{where}: ").partition(", found")
+        earlier = found.get(where)
+        also = f", or {expected.removeprefix('expected ')}, found"
+        found[where] = earlier.replace(", found", also, 1) if earlier else sentence
+    return list(found.values())
+
+
+def _sentence(detail: Mapping[str, Any], where: str, root: type[BaseModel] | None) -> str:
     """One pydantic error as a sentence that a user can act on."""
-    where = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         known = _known_keys(root or JobConfig, tuple(detail["loc"][:-1]))
         close = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
@@ -342,8 +396,12 @@ def _sentence(detail: Mapping[str, Any], root: type[BaseModel] | None = None) ->
         return f"{where} is missing"
     if detail["type"] == "value_error":
         return f"{where}: {detail['ctx']['error']}" if where else str(detail["ctx"]["error"])
-    message = str(detail["msg"])
-    return f"{where}: {message[0].lower()}{message[1:]}, found {detail['input']!r}"
+    if detail["type"] == "model_type":
+        known = _known_keys(root or JobConfig, tuple(detail["loc"]))
+        return f"{where}: expected a section with {', '.join(known)}, found {detail['input']!r}"
+    quotes = isinstance(detail["input"], (int, float)) and detail["type"] == "string_type"
+    message = str(detail["msg"]).removeprefix("Input should be ")
+    return f"{where}: expected {message}, found {detail['input']!r}{'; put it in quotes' if quotes else ''}"
 
 
 def _known_keys(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -81,7 +82,7 @@ class RunReport:
     def to_json(self) -> str:
         """The report as indented JSON with a final newline; secrets in the configuration are masked."""
         facts = asdict(self)
-        facts["config"] = redacted(facts["config"])
+        facts["config"], facts["command"] = redacted(facts["config"]), redacted_command(facts["command"])
         return json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
 
     def table(self) -> Table:
@@ -108,8 +109,7 @@ class RunReport:
             "model",
             f"{self.model.get('name')} · {self.model.get('precision')} · loaded {self.models_loaded} ×",
         )
-        for name, value in self.output.items():
-            yield name, value
+        yield from self.output.items()
 
 
 def new_report(
@@ -151,6 +151,20 @@ def redacted(value: Any) -> Any:
     if isinstance(value, list):
         return [redacted(item) for item in value]
     return value
+
+
+def redacted_command(command: str) -> str:
+    """A shell command with the value of every `key=value` word masked whose key speaks of a secret."""
+    words = []
+    try:
+        given = shlex.split(command)
+    except ValueError:  # a notebook's own words, with an open quote
+        given = command.split()
+    for word in given:
+        option, setting = ("--set=", word[6:]) if word.startswith("--set=") else ("", word)
+        key, _, value = setting.partition("=")
+        words.append(f"{option}{key}=***" if value and _SECRET.search(key) else word)
+    return shlex.join(words)
 
 
 def clock(seconds: float) -> str:

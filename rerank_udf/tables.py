@@ -29,7 +29,7 @@ SCORER = "scorer"
 class Reason:
     """Why a row was not ranked: the `reason` column of the rejects table.
 
-    The first group is found before scoring, the second by the scorer.
+    The first group is found before scoring, the next while the texts are read again, the last by the scorer.
     """
 
     NULL_ID = "null_id"
@@ -45,6 +45,8 @@ class Reason:
     BAD_RANK = "bad_rank"
     UNEQUAL_ARRAYS = "unequal_arrays"
 
+    TEXT_CHANGED = "text_changed"
+
     NOT_FINITE = "not_finite"
     OUT_OF_MEMORY = "out_of_memory"
     TOKENIZER_ERROR = "tokenizer_error"
@@ -56,3 +58,9 @@ class Cut:
     DEPTH = "depth"
     MIN_SCORE = "min_score"
     TOP_K = "top_k"
+    STOPPED = "stopped"  # the run ended before scoring, over its rejects
+
+
+def quoted(name: str) -> str:
+    """A column's name as Spark's `col` takes it whatever characters it holds."""
+    return "`" + name.replace("`", "``") + "`"

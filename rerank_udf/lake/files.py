@@ -48,7 +48,8 @@ def write_text(spark: SparkSession, path: str, text: str) -> None:
     partial_path = _jvm(spark).org.apache.hadoop.fs.Path(f"{path}.partial")
     _create(system, partial_path, text)
     context = _jvm(spark).org.apache.hadoop.fs.FileContext.getFileContext(target.toUri(), _hadoop_conf(spark))
-    options = spark.sparkContext._gateway.new_array(_jvm(spark).org.apache.hadoop.fs.Options.Rename, 1)
+    gateway: Any = spark.sparkContext._gateway
+    options = gateway.new_array(_jvm(spark).org.apache.hadoop.fs.Options.Rename, 1)
     options[0] = _jvm(spark).org.apache.hadoop.fs.Options.Rename.OVERWRITE
     context.rename(partial_path, target, options)
 
@@ -90,4 +91,5 @@ def _jvm(spark: SparkSession) -> Any:
 
 
 def _hadoop_conf(spark: SparkSession) -> Any:
-    return spark._jsparkSession.sessionState().newHadoopConf()  # type: ignore[attr-defined]
+    session: Any = spark
+    return session._jsparkSession.sessionState().newHadoopConf()

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from rerank_udf.config import Source
 from rerank_udf.errors import InputError
 
-# CSV as RFC 4180 has it: a header line, quotes doubled inside quotes, line breaks allowed in quoted text.
-_CSV_DEFAULTS = {"header": "true", "multiLine": "true", "escape": '"'}
+# CSV as RFC 4180 has it: a header line, quotes doubled inside quotes, line breaks allowed in quoted text. A cell with
+# nothing in it is null and "" is the empty text, which Spark tells apart only where null has a spelling of its own. A
+# line with too many cells is an error: Spark would drop the last ones without a word.
+_CSV_DEFAULTS = {
+    "header": "true",
+    "multiLine": "true",
+    "escape": '"',
+    "nullValue": "\x00null",
+    "mode": "FAILFAST",
+}
+
+
+_BAD_CSV = re.compile(r"\[MALFORMED_CSV_RECORD\] (.*)")
+_BAD_LINE = re.compile(r"\[MALFORMED_RECORD_IN_PARSING[^\]]*\] (.*)")
 
 
 def read_source(spark: SparkSession, source: Source, label: str) -> DataFrame:
@@ -24,6 +40,26 @@ def read_source(spark: SparkSession, source: Source, label: str) -> DataFrame:
         raise InputError(f"{label} ({source}): {_reason(error, source)}") from None
     except PySparkException as error:
         raise InputError(f"{label} ({source}): {first_line(error)}") from None
+    except Exception as error:  # Spark passes this one on as the bare error of its gateway
+        if "DATA_SOURCE_NOT_FOUND" not in str(error):
+            raise
+        raise InputError(
+            f"{label} ({source}): this Spark cannot read {source.format}; add its package (spark.jars.packages)"
+        ) from None
+
+
+@contextmanager
+def bad_lines_told() -> Iterator[None]:
+    """While rows are read: a line that is no row of its file becomes an InputError."""
+    try:
+        yield
+    except Exception as error:  # Spark passes some on as the bare errors of its gateway
+        found = _BAD_CSV.search(str(error)) or _BAD_LINE.search(str(error))
+        if found is None:
+            raise
+        raise InputError(
+            f"an input line cannot be read: {found[1]:.500} (CSV: is a text with a comma or quote in it not quoted?)"
+        ) from None
 
 
 def is_text_typed(source: Source) -> bool:
@@ -36,6 +72,17 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].strip()
 
 
+def is_missing_path(error: AnalysisException) -> bool:
+    """Whether Spark says that there is nothing at a path."""
+    return _condition(error) == "PATH_NOT_FOUND"
+
+
+def _condition(error: AnalysisException) -> str:
+    # Spark 4 renamed getErrorClass
+    ask = error.getCondition if hasattr(error, "getCondition") else error.getErrorClass
+    return ask() or ""
+
+
 def _load(spark: SparkSession, source: Source) -> DataFrame:
     if source.sql:
         return spark.sql(source.sql)
@@ -46,8 +93,8 @@ def _load(spark: SparkSession, source: Source) -> DataFrame:
 
 
 def _reason(error: AnalysisException, source: Source) -> str:
-    condition = getattr(error, "getCondition", error.getErrorClass)() or ""
-    if condition == "PATH_NOT_FOUND":
+    condition = _condition(error)
+    if is_missing_path(error):
         return "there is nothing at this path"
     if condition == "UNABLE_TO_INFER_SCHEMA":
         return f"no {source.format} files in this folder; check the path and input format"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,7 +66,14 @@ def _publish_table(spark: SparkSession, frame: DataFrame, target: Target) -> Non
         raise InputError(
             f"output.reranked.table {name} and this run differ in column {missing[0]!r}; use a new table"
         )
-    in_order = dated.select(*[f"`{column}`" for column in columns])
-    in_order.write.option("partitionOverwriteMode", "dynamic").insertInto(
-        name, overwrite=target.mode == "overwrite"
-    )
+    # By SQL, since the writer's insertInto clears every partition whatever its option partitionOverwriteMode says.
+    in_order = frame.select(*[tables.quoted(column) for column in columns if column != tables.RUN_DATE])
+    view = f"rerank_udf_{uuid.uuid4().hex}"
+    in_order.createOrReplaceTempView(view)
+    verb = "overwrite" if target.mode == "overwrite" else "into"
+    try:
+        spark.sql(
+            f"insert {verb} table {name} partition ({tables.RUN_DATE} = date'{target.run_date}') select * from {view}"
+        )
+    finally:
+        spark.catalog.dropTempView(view)

@@ -1,7 +1,7 @@
 """Plain Parquet that changes all at once for its readers.
 
     out/_versions/<run_id>/part-*.parquet     immutable
-    out/_current/latest.json                  {"version": "<run_id>", ...}, replaced last
+    out/_current/latest.json                  {"version": "<run_id>", "kept": [...], ...}, replaced last
     out/_current/run_date=2026-01-31.json     the same, one a run date, where run dates are used
 
 `read_reranked` follows the pointer. A plain `spark.read.parquet(out)` fails, since Spark passes over names that begin
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,9 +25,29 @@ from pyspark.sql import functions as F
 from rerank_udf import tables
 from rerank_udf.errors import InputError
 from rerank_udf.lake import files
+from rerank_udf.lake.sources import is_missing_path
 
 VERSIONS = "_versions"
 CURRENT = "_current"
+_RUN_ID = re.compile(r"(\d{8}T\d{6})Z-[0-9a-f]{6}")
+_ORPHAN_SECONDS = 24 * 3600.0
+
+
+def new_run_id() -> str:
+    """`20260131T235959Z-1a2b3c`: the time in UTC, and something random for runs that begin together."""
+    return f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+
+
+def run_age(name: str) -> float | None:
+    """Seconds since the run began whose id is `name`; None where it is no run's id.
+
+    By the name, since folders on object stores have no time of their own.
+    """
+    found = _RUN_ID.fullmatch(name)
+    if found is None:
+        return None
+    began = datetime.datetime.strptime(found[1], "%Y%m%dT%H%M%S").replace(tzinfo=datetime.timezone.utc)
+    return (datetime.datetime.now(datetime.timezone.utc) - began).total_seconds()
 
 
 def publish(
@@ -38,20 +60,27 @@ def publish(
     keep_versions: int,
     facts: Mapping[str, Any],
 ) -> str:
-    """Write `frame` as a version, point readers at it, delete versions beyond the newest `keep_versions`.
+    """Write `frame` as a version, point readers at it, delete all but `keep_versions` of this pointer's versions.
 
-    `facts` are kept in the pointer beside the version's name. Returns the version's own path.
+    `facts` are kept in the pointer beside the version's name. Returns the version's own path. Runs for other dates
+    may publish at the same time: a pointer names the versions that are its own to delete.
     """
     root = path.rstrip("/")
     version = f"{root}/{VERSIONS}/{run_id}"
     frame.write.mode("errorifexists").parquet(version)
+    place = _pointer(root, run_date)
+    before = _content(spark, place)
+    history = [run_id, *(before.get("kept", []) if before else [])]
     pointer = {
+        **facts,
         "version": run_id,
         "published_at": datetime.datetime.now(datetime.timezone.utc).isoformat(),
-        **facts,
+        "kept": history[:keep_versions],
     }
-    files.write_text(spark, _pointer(root, run_date), json.dumps(pointer, indent=2) + "\n")
-    _forget_old(spark, root, keep_versions)
+    files.write_text(spark, place, json.dumps(pointer, indent=2) + "\n")
+    for name in history[keep_versions:]:
+        files.remove(spark, f"{root}/{VERSIONS}/{name}")
+    _forget_orphans(spark, root)
     return version
 
 
@@ -63,21 +92,23 @@ def read_reranked(spark: SparkSession, path: str, run_date: str | datetime.date 
     """
     root = path.rstrip("/")
     if run_date is not None:
-        version = _version(spark, _pointer(root, run_date))
-        if version is None:
+        pointer = _content(spark, _pointer(root, run_date))
+        if pointer is None:
             raise InputError(f"nothing published at {path} for run date {run_date}")
-        return spark.read.parquet(f"{root}/{VERSIONS}/{version}")
-    version = _version(spark, _pointer(root, None))
-    if version is not None:
-        return spark.read.parquet(f"{root}/{VERSIONS}/{version}")
+        return spark.read.parquet(f"{root}/{VERSIONS}/{pointer['version']}")
+    pointer = _content(spark, _pointer(root, None))
+    if pointer is not None:
+        return spark.read.parquet(f"{root}/{VERSIONS}/{pointer['version']}")
     dated = _dated(spark, root)
     if not dated:
         raise InputError(
             f"nothing published at {path}: no {CURRENT}/latest.json there; has the job finished once?"
         )
     frames = [
-        spark.read.parquet(f"{root}/{VERSIONS}/{name}").withColumn(tables.RUN_DATE, F.lit(date).cast("date"))
-        for date, name in sorted(dated.items())
+        spark.read.parquet(f"{root}/{VERSIONS}/{pointer['version']}").withColumn(
+            tables.RUN_DATE, F.lit(date).cast("date")
+        )
+        for date, pointer in sorted(dated.items())
     ]
     united = frames[0]
     for frame in frames[1:]:
@@ -90,30 +121,38 @@ def _pointer(root: str, run_date: str | datetime.date | None) -> str:
     return f"{root}/{CURRENT}/{name}.json"
 
 
-def _version(spark: SparkSession, pointer: str) -> str | None:
+def _content(spark: SparkSession, pointer: str) -> dict[str, Any] | None:
+    """What a pointer holds; None where there is none."""
     try:
         lines = spark.read.text(pointer, wholetext=True).collect()
-    except AnalysisException:
-        return None
-    return str(json.loads(lines[0][0])["version"]) if lines else None
+    except AnalysisException as error:
+        if is_missing_path(error):
+            return None
+        raise
+    return dict(json.loads(lines[0][0])) if lines else None
 
 
-def _dated(spark: SparkSession, root: str) -> dict[str, str]:
-    """Run date → version, from every dated pointer."""
+def _dated(spark: SparkSession, root: str) -> dict[str, dict[str, Any]]:
+    """Run date → what its pointer holds."""
     try:
         found = spark.read.text(f"{root}/{CURRENT}/{tables.RUN_DATE}=*.json", wholetext=True)
         rows = found.select(F.col("value"), F.input_file_name().alias("file")).collect()
-    except AnalysisException:
-        return {}
+    except AnalysisException as error:
+        if is_missing_path(error):
+            return {}
+        raise
     dates = {row["file"].rsplit("=", 1)[-1].removesuffix(".json"): row["value"] for row in rows}
-    return {date: str(json.loads(value)["version"]) for date, value in dates.items()}
+    return {date: dict(json.loads(value)) for date, value in dates.items()}
 
 
-def _forget_old(spark: SparkSession, root: str, keep: int) -> None:
-    """Delete all but the newest `keep` versions, never one that a pointer names."""
-    pointed = set(_dated(spark, root).values()) | {_version(spark, _pointer(root, None))}
-    ages = files.children(spark, f"{root}/{VERSIONS}")
-    newest_first = sorted(ages, key=lambda name: (ages[name], name))
-    for name in newest_first[keep:]:
-        if name not in pointed:
+def _forget_orphans(spark: SparkSession, root: str) -> None:
+    """Delete versions that no pointer keeps and nobody has written to for a day: their runs died on the way."""
+    pointers = [*_dated(spark, root).values(), _content(spark, _pointer(root, None)) or {}]
+    kept = {name for pointer in pointers for name in (pointer.get("version"), *pointer.get("kept", []))}
+    for name in files.children(spark, f"{root}/{VERSIONS}"):
+        age = run_age(name)
+        if age is None or age <= _ORPHAN_SECONDS or name in kept:
+            continue
+        written = files.children(spark, f"{root}/{VERSIONS}/{name}").values()
+        if min(written, default=age) > _ORPHAN_SECONDS:
             files.remove(spark, f"{root}/{VERSIONS}/{name}")

@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
     from rerank_udf.evaluation import Evaluation
 
-FIRST, RERANKER, FUSED = "first", "reranked", "fused"
+FIRST, RERANKED, FUSED = "first", "reranked", "fused"
 
 
 def assess(spark: SparkSession, config: JobConfig) -> Evaluation:
     """Evaluate what the last run published against the first stage's order of the same candidates.
 
-    Systems: `first`, the reranker alone, and with fusion also `fused` (the published order). Collects ids and ranks
-    to the driver. Raises ConfigError without evaluation.qrels, InputError for tables that do not fit each other.
+    Systems: `first`, the reranker alone under its model's name, with fusion also `fused` (the published order).
+    Collects ids and ranks to the driver. Raises ConfigError without evaluation.qrels, InputError for tables that do
+    not fit each other.
     """
     from rerank_udf.evaluation import evaluate
 
@@ -39,14 +40,15 @@ def assess(spark: SparkSession, config: JobConfig) -> Evaluation:
         raise ConfigError(
             "evaluate reads output.layout rows; with nested, publish rows too or explode them first"
         )
-    rankings = _published(spark, config)
+    alone = system_name(config)
+    rankings = _published(spark, config, alone)
     first = _first_stage(spark, config)
-    name = FUSED if FUSED in rankings else RERANKER
+    name = FUSED if FUSED in rankings else alone
     others = {FIRST: first} if first is not None else {}
     others |= {system: table for system, table in rankings.items() if system != name}
     return evaluate(
         rankings[name],
-        _qrels(spark, config),
+        _of_trial_queries(_qrels(spark, config), rankings[name] if first is None else first, config),
         measures=settings.measures,
         baseline=others or None,
         group_by=_query_columns(spark, config, settings.group_by),
@@ -57,20 +59,26 @@ def assess(spark: SparkSession, config: JobConfig) -> Evaluation:
     )
 
 
-def _published(spark: SparkSession, config: JobConfig) -> dict[str, pd.DataFrame]:
+def system_name(config: JobConfig) -> str:
+    """What the reranker alone is called: the last part of the model's name, unless that already means something."""
+    name = config.model.name.rstrip("/").rsplit("/", 1)[-1]
+    return RERANKED if name in (FIRST, FUSED, "oracle", "random", "") else name
+
+
+def _published(spark: SparkSession, config: JobConfig, alone: str) -> dict[str, pd.DataFrame]:
     """The published order; where it is a fused one of all candidates, the order by logit too."""
     table = targets.read(spark, config.output.reranked)
     fused = tables.FUSED_SCORE in table.columns
     columns = [tables.QUERY_ID, tables.PASSAGE_ID, tables.RANK]
     if not fused:
-        return {RERANKER: table.select(*columns).toPandas()}
+        return {alone: table.select(*columns).toPandas()}
     frame = table.select(*columns, tables.LOGIT, tables.FIRST_STAGE_RANK).toPandas()
     found = {FUSED: frame[columns]}
     if config.ranking.top_k is None and frame[tables.LOGIT].notna().all():
         order = [tables.QUERY_ID, tables.LOGIT, tables.FIRST_STAGE_RANK, tables.PASSAGE_ID]
-        alone = frame.sort_values(order, ascending=[True, False, True, True])
-        alone[tables.RANK] = alone.groupby(tables.QUERY_ID, sort=False).cumcount() + 1
-        found[RERANKER] = alone[columns]
+        by_logit = frame.sort_values(order, ascending=[True, False, True, True])
+        by_logit[tables.RANK] = by_logit.groupby(tables.QUERY_ID, sort=False).cumcount() + 1
+        found[alone] = by_logit[columns]
     return found
 
 
@@ -97,8 +105,23 @@ def _qrels(spark: SparkSession, config: JobConfig) -> pd.DataFrame:
     missing = [name for name in wanted if name not in table.columns]
     if missing:
         raise InputError(f"evaluation.qrels has no column {missing[0]!r} (it has {', '.join(table.columns)})")
-    chosen = table.select(*[F.col(f"`{name}`").alias(ours) for name, ours in wanted.items()])
-    return chosen.withColumn(tables.RELEVANCE, F.col(tables.RELEVANCE).cast("int")).toPandas()
+    chosen = table.select(*[F.col(tables.quoted(name)).alias(ours) for name, ours in wanted.items()])
+    grades = chosen.withColumn("_grade", F.expr(f"try_cast({tables.RELEVANCE} as int)"))
+    bad = grades.where(F.col("_grade").isNull()).limit(1).collect()
+    if bad:
+        raise InputError(
+            f"evaluation.qrels: relevance is {bad[0][tables.RELEVANCE]!r} for query_id {bad[0][tables.QUERY_ID]}, "
+            "expected a whole number (0: not relevant)"
+        )
+    return grades.drop(tables.RELEVANCE).withColumnRenamed("_grade", tables.RELEVANCE).toPandas()
+
+
+def _of_trial_queries(qrels: pd.DataFrame, ranking: pd.DataFrame, config: JobConfig) -> pd.DataFrame:
+    """With `limit_queries` the other queries were left out on purpose; without it they count as 0."""
+    if config.input.limit_queries is None:
+        return qrels
+    asked = set(ranking[tables.QUERY_ID].astype(str))
+    return qrels[qrels[tables.QUERY_ID].astype(str).isin(asked)]
 
 
 def _query_columns(spark: SparkSession, config: JobConfig, names: list[str]) -> pd.DataFrame | None:
@@ -113,7 +136,7 @@ def _query_columns(spark: SparkSession, config: JobConfig, names: list[str]) -> 
         raise ConfigError(
             f"evaluation names the column {missing[0]!r}, but {label} has {', '.join(table.columns)}"
         )
-    identifier = F.col(f"`{config.input.columns.query_id}`").cast("string").alias(tables.QUERY_ID)
-    chosen = table.select(identifier, *[F.col(f"`{name}`") for name in names])
+    identifier = F.col(tables.quoted(config.input.columns.query_id)).cast("string").alias(tables.QUERY_ID)
+    chosen = table.select(identifier, *[F.col(tables.quoted(name)) for name in names])
     frame: Any = chosen.dropDuplicates([tables.QUERY_ID]).toPandas()
     return frame  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@ Tables are renamed by position first, so that no setting for case sensitivity an
 from __future__ import annotations
 
 import string
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -28,7 +29,10 @@ from rerank_udf.tables import Reason
 _ID_TYPES = (T.StringType, T.ByteType, T.ShortType, T.IntegerType, T.LongType)
 _INTEGER_TYPES = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
 _NUMBER_TYPES = (*_INTEGER_TYPES, T.FloatType, T.DoubleType, T.DecimalType)
+_TEXT_IS_PLAIN = (*_INTEGER_TYPES, T.StringType, T.BooleanType, T.DateType, T.DecimalType)
 _RESERVED = (
+    tables.QUERY_ID,
+    tables.PASSAGE_ID,
     tables.RANK,
     tables.SCORE,
     tables.LOGIT,
@@ -40,7 +44,11 @@ _RESERVED = (
 
 @dataclass(frozen=True)
 class Shape:
-    """How the user's tables are to be read. `lenient_numbers`: score and rank are text (CSV) and are parsed."""
+    """How the user's tables are to be read.
+
+    `lenient_numbers`: score and rank are text (CSV) and are parsed. `reserved`: names that the output gives to
+    columns of its own, beside those that it always has.
+    """
 
     columns: Columns = field(default_factory=Columns)
     nested: Nested | None = None
@@ -50,6 +58,7 @@ class Shape:
     keep_columns: str | Sequence[str] = "all"
     limit_queries: int | None = None
     lenient_numbers: bool = False
+    reserved: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,9 @@ class _Table:
 
     @classmethod
     def of(cls, label: str, frame: DataFrame, prefix: str) -> _Table:
+        twice = [name for name, count in Counter(frame.columns).items() if count > 1]
+        if twice:
+            raise InputError(f"{label} has two columns called {twice[0]!r}; rename or drop one of them")
         names = [f"_{prefix}{i}" for i in range(len(frame.columns))]
         internal = dict(zip(frame.columns, names, strict=True))
         types = {f.name: f.dataType for f in frame.schema.fields}
@@ -140,28 +152,30 @@ def prepare(
         rows=rows,
         queries=query_side.texts.toDF(tables.QUERY_KEY, tables.QUERY),
         passages=passage_side.texts.toDF(tables.PASSAGE_KEY, tables.PASSAGE),
-        queries_without_candidates=_without_candidates(candidates, queries, shape),
+        queries_without_candidates=_without_candidates(candidates, table, queries, shape),
         has_rank=has_rank,
         has_score=has_score,
     )
 
 
-def _without_candidates(candidates: DataFrame, queries: DataFrame | None, shape: Shape) -> DataFrame | None:
-    """Ids of the queries that have nothing to rank: empty arrays, or query ids that no candidate names."""
+def _without_candidates(
+    candidates: DataFrame, flat: _Table, queries: DataFrame | None, shape: Shape
+) -> DataFrame | None:
+    """Ids of the queries that have nothing to rank: query ids that no candidate names, or empty arrays."""
     name = shape.columns.query_id
     if queries is not None:
-        asked = _Table.of("queries", queries, "q").column(name).cast("string")
-        have = _Table.of("candidates", candidates, "c").column(name).cast("string")
-        asked_ids = (
-            _Table.of("queries", queries, "q").frame.select(asked.alias("_id")).where("_id is not null")
+        asked = _Table.of("queries", queries, "q")
+        ids = asked.frame.select(asked.column(name).cast("string").alias("_id")).where(
+            F.col("_id").isNotNull()
         )
-        have_ids = _Table.of("candidates", candidates, "c").frame.select(have.alias("_id"))
-        return asked_ids.distinct().join(have_ids, "_id", "left_anti")
+        have = flat.frame.select(flat.column(name).cast("string").alias("_id"))
+        return ids.distinct().join(have, "_id", "left_anti")
     if shape.nested is None:
         return None
     table = _Table.of("candidates", candidates, "n")
     array = table.column(shape.nested.array or shape.columns.passage_id)
-    return table.frame.where(F.coalesce(F.size(array), F.lit(0)) <= 0).select(table.column(name).alias("_id"))
+    empty = F.coalesce(F.size(array), F.lit(0)) <= 0
+    return table.frame.where(empty).select(table.column(name).cast("string").alias("_id"))
 
 
 # --- one row a query → one row a pair ---
@@ -190,12 +204,14 @@ def _explode_structs(candidates: DataFrame, array: str, names: Columns) -> DataF
             "for parallel arrays set input.nested to parallel"
         )
     fields = kind.elementType.fieldNames()
-    others = [name for name in table.internal if name != array and name not in fields]
+    others = [name for name in table.internal if name not in (array, names.rank, *fields)]
+    by_position = [T.StructField(f"_f{i}", f.dataType) for i, f in enumerate(kind.elementType.fields)]
+    renamed = table.column(array).cast(T.ArrayType(T.StructType(by_position)))
     exploded = table.frame.select(
         *[table.column(name).alias(f"_o{i}") for i, name in enumerate(others)],
-        F.posexplode(table.column(array)).alias("_position", "_element"),
+        F.posexplode(renamed).alias("_position", "_element"),
     )
-    element = [F.col("_element").getField(name).alias(f"_f{i}") for i, name in enumerate(fields)]
+    element = [F.col("_element").getField(f"_f{i}").alias(f"_f{i}") for i in range(len(fields))]
     position = [] if names.rank in fields else [(F.col("_position") + 1).alias("_rank")]
     flat = exploded.select(*[f"_o{i}" for i in range(len(others))], *element, *position)
     return flat.toDF(*others, *fields, *([names.rank] if position else []))
@@ -211,13 +227,13 @@ def _explode_parallel(candidates: DataFrame, names: Columns) -> DataFrame:
             f"input.nested is parallel, but candidates.{names.passage_id} is not an array column; "
             f"candidates has {', '.join(f'{n} {t.simpleString()}' for n, t in table.types.items())}"
         )
-    others = [name for name in table.internal if name not in arrays]
+    others = [name for name in table.internal if name not in (names.rank, *arrays)]
     columns = [table.column(name) for name in arrays]
     sizes = [F.coalesce(F.size(column), F.lit(-1)) for column in columns]
     unequal = F.greatest(*sizes) != F.least(*sizes) if len(sizes) > 1 else F.lit(False)
     detail = F.concat(
         F.lit("arrays of unequal length: "),
-        F.concat_ws(", ", *[F.format_string(f"{n} %d", s) for n, s in zip(arrays, sizes, strict=True)]),
+        F.concat_ws(", ", *[_length(n, s) for n, s in zip(arrays, sizes, strict=True)]),
     )
     zipped = F.arrays_zip(*[c.alias(f"_f{i}") for i, c in enumerate(columns)])
     length = F.when(unequal, F.lit(1)).otherwise(F.greatest(sizes[0], F.lit(0)))
@@ -236,6 +252,10 @@ def _explode_parallel(candidates: DataFrame, names: Columns) -> DataFrame:
     position = [] if names.rank in arrays else [F.when(sound, F.col("_position") + 1).alias("_rank")]
     flat = exploded.select(*[f"_o{i}" for i in range(len(others))], *element, *position, "_unequal")
     return flat.toDF(*others, *arrays, *([names.rank] if position else []), "_unequal")
+
+
+def _length(name: str, size: Column) -> Column:
+    return F.concat(F.lit(f"{name} "), F.when(size < 0, F.lit("null")).otherwise(size.cast("string")))
 
 
 # --- the candidates' own columns ---
@@ -276,27 +296,19 @@ def _candidate_columns(
 def _number(
     table: _Table, name: str, setting: str, target: str, allowed: tuple[type[T.DataType], ...], lenient: bool
 ) -> tuple[Column, Column]:
-    """The optional number column as `target`, and a sentence for each value that is not one (NaN, unparsable)."""
-    nothing = F.lit(None).cast("string")
+    """The optional number column as `target`, and a sentence for each value that cannot serve as one.
+
+    That is: text that is no number, NaN and infinities (no order, no mean), a rank below 1 or beyond int.
+    """
     if name not in table:
-        return F.lit(None).cast(target), nothing
-    if lenient and isinstance(table.types[name], T.StringType):
-        raw = table.column(name)
-        value = F.expr(f"try_cast(`{table.internal[name]}` as {target})")
-        problem = F.when(
-            raw.isNotNull() & value.isNull(), F.format_string(f"{name} is %s, expected a number", raw)
-        )
-    else:
-        raw = table.require(name, setting, allowed, "a whole number" if target == "int" else "a number")
-        value = F.expr(f"try_cast(`{table.internal[name]}` as {target})")
-        problem = F.when(
-            raw.isNotNull() & value.isNull(), F.format_string(f"{name} is %s, too large", raw.cast("string"))
-        )
-    if target == "double":
-        problem = F.coalesce(
-            problem, F.when(F.isnan(value), F.lit(f"{name} is NaN, expected a number or null"))
-        )
-    return value, problem
+        return F.lit(None).cast(target), F.lit(None).cast("string")
+    parsed = lenient and isinstance(table.types[name], T.StringType)
+    expected = "a whole number from 1" if target == "int" else "a finite number"
+    raw = table.column(name) if parsed else table.require(name, setting, allowed, expected)
+    value = F.expr(f"try_cast(`{table.internal[name]}` as {target})")
+    unusable = value < 1 if target == "int" else F.isnan(value) | (F.abs(value) == float("inf"))
+    sentence = F.concat(F.lit(f"{name} is "), raw.cast("string"), F.lit(f", expected {expected} or null"))
+    return value, F.when(raw.isNotNull() & (value.isNull() | unusable), sentence)
 
 
 def _kept_columns(table: _Table, used: set[str], shape: Shape) -> list[str]:
@@ -313,7 +325,14 @@ def _kept_columns(table: _Table, used: set[str], shape: Shape) -> list[str]:
                 f"output.keep_columns names {unknown[0]!r}; candidates has {', '.join(table.internal)}"
             )
         kept = [name for name in shape.keep_columns if name in free]
-    clash = [name for name in kept if name.lower() in _RESERVED]
+    lowered = Counter(name.lower() for name in kept)
+    twice = [name for name in kept if lowered[name.lower()] > 1]
+    if twice:
+        raise InputError(
+            f"candidates has the columns {' and '.join(map(repr, twice[:2]))}, which many tables cannot tell apart; "
+            "rename one, or leave it out through output.keep_columns"
+        )
+    clash = [name for name in kept if name.lower() in (*_RESERVED, *shape.reserved)]
     if clash:
         raise InputError(
             f"candidates.{clash[0]} would collide with the output's own column {clash[0].lower()!r}; "
@@ -326,19 +345,32 @@ def _struct(table: _Table, kept: Sequence[str]) -> Column:
     """The pass-through columns under their own names; a null string where there are none (Parquet has no void)."""
     if not kept:
         return F.lit(None).cast("string")
-    return F.struct(*[table.column(name).alias(name) for name in kept])
+    return F.struct(*[_storable(table, name).alias(name) for name in kept])
+
+
+def _storable(table: _Table, name: str) -> Column:
+    """The column; as a string where it is `void` (a bare NULL in SQL), which Parquet has not."""
+    column = table.column(name)
+    return column.cast("string") if isinstance(table.types[name], T.NullType) else column
 
 
 def _tie_break(table: _Table, kept: Sequence[str]) -> Column:
-    """A number that orders duplicates which agree in rank and score; maps cannot be hashed and are left out."""
-    hashable = [n for n in kept if "map<" not in table.types[n].simpleString()]
-    return F.xxhash64(*[table.column(n) for n in hashable]) if hashable else F.lit(0).cast("long")
+    """A number that orders duplicates which agree in rank, score and texts, by their other columns."""
+    parts = [_hashable(table.column(name), table.types[name]) for name in kept]
+    return F.xxhash64(*parts) if parts else F.lit(0).cast("long")
+
+
+def _hashable(column: Column, kind: T.DataType) -> Column:
+    """Spark hashes no maps and no variants, but writes both as text."""
+    name = kind.simpleString()
+    return column.cast("string") if "map<" in name or "variant" in name else column
 
 
 def _some_queries(rows: DataFrame, count: int) -> DataFrame:
     """The rows of `count` queries, those whose ids hash lowest: the same ones in every run."""
     digest = F.sha2(F.col("_query_id").cast("binary"), 256)
-    chosen = rows.select("_query_id").distinct().orderBy(digest, "_query_id").limit(count)
+    asked = rows.select("_query_id").where(F.col("_query_id").isNotNull()).distinct()
+    chosen = asked.orderBy(digest, "_query_id").limit(count)
     return rows.join(F.broadcast(chosen), "_query_id", "left_semi")
 
 
@@ -415,10 +447,11 @@ def _unique_by_id(frame: DataFrame, identifier: Column, key: Column, problem: Co
 
 def _text_problem(text: Column, noun: str) -> Column:
     """The reason code of a text that cannot be scored, else null."""
-    return F.when(text.isNull(), F.lit(f"null_{noun}")).when(~_valid_utf8(text), F.lit(Reason.INVALID_UTF8))
+    return F.when(text.isNull(), F.lit(f"null_{noun}")).when(~valid_utf8(text), F.lit(Reason.INVALID_UTF8))
 
 
-def _valid_utf8(text: Column) -> Column:
+def valid_utf8(text: Column) -> Column:
+    """Whether the bytes of a string column are UTF-8, which Spark does not promise."""
     if hasattr(F, "is_valid_utf8"):
         return F.is_valid_utf8(text)
     # Spark 3.5 has no such function; there decode() replaces what is not UTF-8, so the bytes differ.
@@ -450,10 +483,20 @@ def _rendered(table: _Table, template: str, noun: str, text_name: str, names: Co
             main_seen = True
             parts.append(table.require(column, noun, (T.StringType,), "a string"))
         else:
-            parts.append(F.coalesce(table.column(column).cast("string"), F.lit("")))
+            parts.append(F.coalesce(_as_text(table, column, template, noun), F.lit("")))
     if not main_seen:
         raise ConfigError(f"input.{noun}_template {template!r} does not contain {{{noun}}}")
     return parts[0] if len(parts) == 1 else F.concat(*parts)
+
+
+def _as_text(table: _Table, name: str, template: str, noun: str) -> Column:
+    kind = table.types[name]
+    if not isinstance(kind, _TEXT_IS_PLAIN):
+        raise ConfigError(
+            f"input.{noun}_template {template!r} names {name!r}, which is {kind.simpleString()} in {table.label}: its "
+            "text depends on time zone, settings or Spark's version; cast it to a string in the input"
+        )
+    return table.column(name).cast("string")
 
 
 def _parsed(template: str, noun: str) -> list[tuple[str, str | None, str | None, str | None]]:
@@ -538,6 +581,8 @@ def _with_duplicates(rows: DataFrame) -> DataFrame:
         F.col("_reason").isNotNull(),
         F.col(tables.FIRST_STAGE_RANK).asc_nulls_last(),
         F.col(tables.FIRST_STAGE_SCORE).desc_nulls_last(),
+        F.col("_query_key").asc_nulls_last(),
+        F.col("_passage_key").asc_nulls_last(),
         F.col("_tie"),
     ]
     place = F.row_number().over(Window.partitionBy("_query_id", "_passage_id").orderBy(*order))

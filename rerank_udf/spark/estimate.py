@@ -75,7 +75,7 @@ def _sampled_tokens(config: JobConfig, pairs: list[tuple[str, str]]) -> tuple[in
     from rerank_udf.tokens import PairLimits, PairTokenizer
 
     files = on_driver(config.model.name, config.model.revision)
-    if not pairs or isinstance(files, str) or files.is_hash:
+    if not pairs or isinstance(files, str) or files.architecture is None:
         return 0, 0
     limits = PairLimits(config.model.max_length, config.model.query_max_length, config.model.truncation)
     encoded = PairTokenizer.from_folder(local_folder(files), limits).encode(*zip(*pairs, strict=True))
@@ -91,4 +91,4 @@ def _last_speed(spark: SparkSession, config: JobConfig) -> float | None:
     except (AnalysisException, IndexError, ValueError):
         return None
     same = report.get("model", {}).get("name") == config.model.name
-    return float(report["tokens_per_second"]) or None if same else None
+    return float(report.get("tokens_per_second", 0.0)) or None if same else None

@@ -10,11 +10,14 @@ from pyspark.sql import functions as F
 
 from rerank_udf import tables
 from rerank_udf.config import JobConfig
+from rerank_udf.engine import ScorerPlan
 from rerank_udf.errors import InputError
+from rerank_udf.models import local_folder
 from rerank_udf.spark.model import plan_for_job
 from rerank_udf.spark.pipeline import read_and_prepare
 from rerank_udf.spark.ranking import outcome
 from rerank_udf.spark.scoring import SCORED_SCHEMA, process_scorer
+from rerank_udf.tokens import PairTokenizer
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,7 @@ def explain(spark: SparkSession, config: JobConfig, query_id: str) -> Explanatio
         .dropDuplicates([tables.PAIR_KEY])
         .collect()
     )
-    scorer, label = process_scorer(plan_for_job(spark, config.model))
-    facts, seen = _score(scorer, label, texts)
+    facts, seen = _score(plan_for_job(spark, config.model), texts)
     scored = spark.createDataFrame(facts, SCORED_SCHEMA)
     result = outcome(rows, scored, config.ranking).rows
     keyed = rows.select(tables.PASSAGE_ID, tables.PAIR_KEY).where(F.col(tables.PAIR_KEY).isNotNull())
@@ -72,15 +74,20 @@ def explain(spark: SparkSession, config: JobConfig, query_id: str) -> Explanatio
         for row in result.collect()
     ]
     explained.sort(key=lambda e: (e.rank is None, e.rank or 0, e.first_stage_rank or 0))
-    query = texts[0][tables.QUERY] if texts else ""
-    return Explanation(query_id, seen.get(b"query", query), explained)
+    query = next((pair[0] for pair in seen.values()), "")
+    return Explanation(query_id, query, explained)
 
 
-def _score(scorer: Any, label: str, texts: list[Row]) -> tuple[list[tuple[Any, ...]], dict[bytes, str]]:
-    """SCORED_SCHEMA tuples, and the visible part of each passage by pair key."""
+def _score(plan: ScorerPlan, texts: list[Row]) -> tuple[list[tuple[Any, ...]], dict[bytes, tuple[str, str]]]:
+    """SCORED_SCHEMA tuples, and what the model saw of each pair's texts by pair key."""
+    scorer, label = process_scorer(plan)
     queries, passages = [t[tables.QUERY] for t in texts], [t[tables.PASSAGE] for t in texts]
     pairs = scorer.score_pairs(queries, passages)
-    views = scorer.seen(queries, passages)
+    view = (
+        _whole
+        if plan.files.architecture is None
+        else PairTokenizer.from_folder(local_folder(plan.files), plan.limits).seen
+    )
     facts, seen = [], {}
     for index, text in enumerate(texts):
         key = bytes(text[tables.PAIR_KEY])
@@ -89,11 +96,17 @@ def _score(scorer: Any, label: str, texts: list[Row]) -> tuple[list[tuple[Any, .
         facts.append(
             (key, logit, int(pairs.tokens[index]), bool(pairs.truncated[index]), reason, detail, label)
         )
-        seen[b"query"], seen[key] = views[index]
+        seen[key] = (
+            (text[tables.QUERY], text[tables.PASSAGE]) if reason else view(queries[index], passages[index])
+        )
     return facts, seen
 
 
-def _explained(row: Row, fact: tuple[Any, ...] | None, seen: dict[bytes, str]) -> Explained:
+def _whole(query: str, passage: str) -> tuple[str, str]:
+    return query, passage
+
+
+def _explained(row: Row, fact: tuple[Any, ...] | None, seen: dict[bytes, tuple[str, str]]) -> Explained:
     rejected = row[tables.REASON]
     note = f"{rejected}: {row[tables.DETAIL]}" if rejected else f"cut by {row['cut']}" if row["cut"] else ""
     return Explained(
@@ -104,6 +117,6 @@ def _explained(row: Row, fact: tuple[Any, ...] | None, seen: dict[bytes, str]) -
         logit=row[tables.LOGIT],
         tokens=fact[2] if fact else 0,
         truncated=bool(fact and fact[3]),
-        seen=seen.get(fact[0], "") if fact else "",
+        seen=seen[fact[0]][1] if fact else "",
         note=note,
     )

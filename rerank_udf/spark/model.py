@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from pyspark import cloudpickle
 from pyspark.sql import SparkSession
 
 from rerank_udf.config import Model
@@ -86,10 +86,10 @@ def _on_executor(spark: SparkSession, found: str | ModelFiles, settings: dict[st
                 answer: Any = resolve_scorer(found, **settings)
             except RerankError as error:
                 answer = error
-            yield pa.RecordBatch.from_arrays([pa.array([cloudpickle.dumps(answer)])], ["answer"])
+            yield pa.RecordBatch.from_arrays([pa.array([pickle.dumps(answer)])], ["answer"])
 
     rows = spark.range(1, numPartitions=1).mapInArrow(resolve, "answer binary").collect()
-    answer = cloudpickle.loads(bytes(rows[0]["answer"]))
+    answer = pickle.loads(bytes(rows[0]["answer"]))
     if isinstance(answer, RerankError):
         raise answer
     assert isinstance(answer, ScorerPlan)

@@ -8,9 +8,7 @@ before or after that write runs Python.
 
 from __future__ import annotations
 
-import datetime
 import math
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,8 +22,8 @@ from rerank_udf import tables
 from rerank_udf.config import JobConfig
 from rerank_udf.engine import ScorerPlan
 from rerank_udf.errors import InputError, RerankError, TooManyRejectsError
-from rerank_udf.lake import files, targets
-from rerank_udf.lake.sources import is_text_typed, read_source
+from rerank_udf.lake import files, targets, versions
+from rerank_udf.lake.sources import bad_lines_told, is_text_typed, read_source
 from rerank_udf.report import RunReport, new_report
 from rerank_udf.spark.candidates import Prepared, Shape, prepare
 from rerank_udf.spark.model import plan_for_job
@@ -38,6 +36,9 @@ MAX_PAIRS_PER_PASSAGE = 4096
 _PAIRS_PER_TASK = 20_000
 _FEWEST_PAIRS_PER_TASK = 512
 _STALE_SECONDS = 24 * 3600.0
+_SCORED = "_scored"
+_ARROW_BATCH_BYTES = 64 << 20
+_ARROW_RECORDS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command
     the model cannot be used, TooManyRejectsError after rejects and report are written and before anything is
     published.
     """
-    run_id = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    run_id = versions.new_run_id()
     sources = {name: str(source) for name, source in config.sources().items()}
     report = new_report(run_id, command, config.model_dump(mode="json"), sources, config.evaluation.seed)
     with report.phase("prepare"):
@@ -65,14 +66,14 @@ def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command
         plan = plan_for_job(spark, config.model)
         report.model, report.model_key = _model_facts(plan), plan.model_key
     with _work_folder(spark, config, run_id) as folder:
-        with report.phase("stage"):
+        with report.phase("stage"), bad_lines_told():
             staged = stage(spark, prepared, folder)
             _count_input(report, prepared, staged)
-        _stop_if_too_many_rejects(spark, config, report, staged, folder)
+        _stop_if_too_many_rejects(spark, config, report, staged)
         with report.phase("score"):
             facts = score(spark, staged, plan, folder, console)
         with report.phase("publish"):
-            _count_scored(report, staged, facts)
+            _count_scored(report, facts)
             result = outcome(staged.rows, facts, config.ranking)
             publish(spark, config, report, result)
     write_report(spark, config, report)
@@ -97,6 +98,7 @@ def read_and_prepare(spark: SparkSession, config: JobConfig) -> Prepared:
         keep_columns=config.output.keep_columns,
         limit_queries=given.limit_queries,
         lenient_numbers=is_text_typed(given.candidates),
+        reserved=(tables.RUN_DATE,) if config.output.reranked.run_date else (),
     )
     prepared = prepare(candidates, queries, passages, shape)
     check_fusion(config.ranking.fusion, prepared)
@@ -113,14 +115,25 @@ def _model_facts(plan: ScorerPlan) -> dict[str, Any]:
 
 @contextmanager
 def _work_folder(spark: SparkSession, config: JobConfig, run_id: str) -> Iterator[str]:
-    """A folder for this run alone, gone when the run ends well; folders of dead runs go after a day."""
+    """A folder for this run alone, gone when the run ends; those of runs that were killed go after a day."""
     work = config.work_path()
-    for name, age in files.children(spark, work).items():
-        if age > _STALE_SECONDS:
+    for name in files.children(spark, work):
+        if _is_abandoned(spark, work, name):
             files.remove(spark, f"{work}/{name}")
     folder = f"{work}/{run_id}"
-    yield folder
-    files.remove(spark, folder)
+    try:
+        yield folder
+    finally:
+        files.remove(spark, folder)
+
+
+def _is_abandoned(spark: SparkSession, work: str, name: str) -> bool:
+    """A run's folder (nothing else is ours to delete) that began, and last had a task finish, over a day ago."""
+    began = versions.run_age(name)
+    if began is None or began <= _STALE_SECONDS:
+        return False
+    finished = files.children(spark, f"{work}/{name}/{_SCORED}").values()
+    return min(finished, default=began) > _STALE_SECONDS
 
 
 def stage(spark: SparkSession, prepared: Prepared, folder: str) -> Staged:
@@ -163,7 +176,7 @@ def score(spark: SparkSession, staged: Staged, plan: ScorerPlan, folder: str, co
 
     A finished task's file is whole and in place at once (committer version 2).
     """
-    place = f"{folder}/_scored"
+    place = f"{folder}/{_SCORED}"
     progress = ScoringProgress(spark, staged.pairs_distinct, console)
     laid_out = co_partitioned(
         staged.pairs,
@@ -172,9 +185,35 @@ def score(spark: SparkSession, staged: Staged, plan: ScorerPlan, folder: str, co
         MAX_PAIRS_PER_PASSAGE,
     )
     facts = scored(laid_out, plan, progress.pairs, progress.tokens)
-    with progress.shown():
+    with _small_arrow_batches(spark, staged), progress.shown():
         facts.write.option("mapreduce.fileoutputcommitter.algorithm.version", "2").parquet(place)
     return spark.read.parquet(place)
+
+
+@contextmanager
+def _small_arrow_batches(spark: SparkSession, staged: Staged) -> Iterator[None]:
+    """Spark 3.5 fills an Arrow batch by rows alone: there, few enough that the longest texts fit.
+
+    From 4.0 on a batch has a limit in bytes (spark.sql.execution.arrow.maxBytesPerBatch) and nothing is changed.
+    """
+    if int(spark.version.split(".")[0]) >= 4:
+        yield
+        return
+    before = int(str(spark.conf.get(_ARROW_RECORDS)))
+    fitting = max(1, _ARROW_BATCH_BYTES // max(1, _longest_pair_bytes(staged)))
+    spark.conf.set(_ARROW_RECORDS, min(fitting, before) if before > 0 else fitting)
+    try:
+        yield
+    finally:
+        spark.conf.set(_ARROW_RECORDS, before)
+
+
+def _longest_pair_bytes(staged: Staged) -> int:
+    longest = [
+        frame.agg(F.max(F.octet_length(column))).collect()[0][0] or 0
+        for frame, column in ((staged.pairs, tables.QUERY), (staged.passages, tables.PASSAGE))
+    ]
+    return int(sum(longest))
 
 
 def scoring_tasks(pairs: int, slots: int) -> int:
@@ -183,7 +222,7 @@ def scoring_tasks(pairs: int, slots: int) -> int:
     return max(1, min(slots, pairs), rounds, math.ceil(pairs / _PAIRS_PER_TASK))
 
 
-def _count_scored(report: RunReport, staged: Staged, facts: DataFrame) -> None:
+def _count_scored(report: RunReport, facts: DataFrame) -> None:
     totals = facts.agg(
         F.count(F.lit(1)).alias("pairs"),
         F.coalesce(F.sum(tables.TOKENS), F.lit(0)).alias("tokens"),
@@ -195,11 +234,6 @@ def _count_scored(report: RunReport, staged: Staged, facts: DataFrame) -> None:
     report.models_loaded = len(totals["scorers"])
     report.devices = sorted({_device(label) for label in totals["scorers"]})
     report.tokens_per_second = round(report.tokens / max(report.seconds.get("score", 0.0), 1e-9), 1)
-    if report.pairs_scored != staged.pairs_distinct:
-        raise RerankError(
-            f"{staged.pairs_distinct} distinct pairs were staged but {report.pairs_scored} scored: a text changed "
-            "while the run was reading it; run it again when the input tables are at rest"
-        )
 
 
 def _device(label: str) -> str:
@@ -235,7 +269,7 @@ def publish(spark: SparkSession, config: JobConfig, report: RunReport, result: O
 
 
 def _stop_if_too_many_rejects(
-    spark: SparkSession, config: JobConfig, report: RunReport, staged: Staged, folder: str
+    spark: SparkSession, config: JobConfig, report: RunReport, staged: Staged
 ) -> None:
     """Before anything is scored: the input's own rejects alone may already be too many."""
     if not _too_many(config, report):
@@ -251,7 +285,7 @@ def _stop_if_too_many_rejects(
     rejects = staged.rows.where(F.col(tables.REASON).isNotNull()).select(*columns)
     rejects.write.mode("overwrite").parquet(config.output.rejects.path)
     report.output["rejects"] = config.output.rejects.path
-    files.remove(spark, folder)
+    report.cut = {tables.Cut.STOPPED: report.pairs_in - report.rejected()}
     _refuse_too_many(spark, config, report)
 
 

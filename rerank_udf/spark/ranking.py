@@ -15,9 +15,10 @@ from rerank_udf import tables
 from rerank_udf.config import Fusion, Ranking
 from rerank_udf.errors import ConfigError
 from rerank_udf.spark.candidates import Prepared
-from rerank_udf.tables import Cut
+from rerank_udf.tables import Cut, Reason
 
 _CUT = "cut"
+_LOST = "a text of this pair changed while it was being read; rerun when the input is at rest, or persist it first"
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,9 @@ def _judged(rows: DataFrame, scored: DataFrame, ranking: Ranking) -> DataFrame:
     joined = rows.join(facts, F.col(tables.PAIR_KEY) == F.col("_pair_key"), "left")
     beyond = F.col("beyond_depth")
     logit = F.when(~beyond, F.col(tables.LOGIT))
-    failure, failure_detail = F.when(~beyond, F.col("_failure")), F.when(~beyond, F.col("_failure_detail"))
+    lost = F.col(tables.REASON).isNull() & F.col("_pair_key").isNull()
+    failure = F.when(~beyond, F.when(lost, Reason.TEXT_CHANGED).otherwise(F.col("_failure")))
+    failure_detail = F.when(~beyond, F.when(lost, _LOST).otherwise(F.col("_failure_detail")))
     sound = F.coalesce(tables.REASON, failure).isNull()
     score = _activated(logit, ranking.activation)
     cut = F.lit(None).cast("string")
@@ -175,8 +178,10 @@ def _fused(fusion: Fusion) -> Column:
         value = weight * parts[0] + (1.0 - weight) * parts[1]
     else:
         rank = F.row_number().over(group.orderBy(*_total_order(F.col(tables.LOGIT))))
-        first = F.coalesce(1.0 / (fusion.rrf_k + F.col(tables.FIRST_STAGE_RANK)), F.lit(0.0))
-        value = weight / (fusion.rrf_k + rank) + (1.0 - weight) * first
+        # as doubles: int would overflow near its end, with an error or without, as ANSI mode says
+        k, first_rank = float(fusion.rrf_k), F.col(tables.FIRST_STAGE_RANK).cast("double")
+        first = F.coalesce(1.0 / (k + first_rank), F.lit(0.0))
+        value = weight / (k + rank) + (1.0 - weight) * first
     return F.when(scored, value)
 
 
@@ -188,6 +193,6 @@ def _min_max(value: Column, group: WindowSpec) -> Column:
 def nested(reranked: DataFrame) -> DataFrame:
     """One row a query: query_id, passages array<struct<rank, passage_id, score, …>> in rank order."""
     others = [c for c in reranked.columns if c not in (tables.QUERY_ID, tables.RANK)]
-    element = F.struct(tables.RANK, *[F.col(f"`{c}`") for c in others])
+    element = F.struct(tables.RANK, *[F.col(tables.quoted(c)) for c in others])
     in_order = F.array_sort(F.collect_list(element), lambda a, b: a[tables.RANK] - b[tables.RANK])
     return reranked.groupBy(tables.QUERY_ID).agg(in_order.alias(tables.PASSAGES))

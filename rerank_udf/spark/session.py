@@ -36,7 +36,7 @@ def job_session(app_name: str) -> SparkSession:
 
 def is_local(spark: SparkSession) -> bool:
     """Whether driver and executors are one machine."""
-    return spark.sparkContext.master.startswith("local")
+    return str(spark.sparkContext.master).startswith("local")
 
 
 def slots(spark: SparkSession) -> int:

@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 
 from rerank_udf import tables
 from rerank_udf.config import Columns, Nested, Ranking, parse_section
+from rerank_udf.errors import ConfigError
 from rerank_udf.spark.candidates import Prepared, Shape, prepare
 from rerank_udf.spark.model import plan_for_functions
 from rerank_udf.spark.ranking import check_fusion, outcome
@@ -68,6 +69,7 @@ def rerank(
         },
         "rerank()",
     )
+    _check_choices(layout, keep_columns, partitions)
     names = parse_section(Columns, dict(columns or {}), "rerank(columns=)")
     plan = plan_for_functions(model, scorer)
     shape = Shape(
@@ -77,12 +79,30 @@ def rerank(
         passage_template=passage_template,
         depth=depth,
         keep_columns=keep_columns,
+        reserved=(tables.REASON, tables.DETAIL),
     )
     prepared = prepare(candidates, queries, passages, shape)
     check_fusion(ranking.fusion, prepared)
-    count = partitions or int(str(candidates.sparkSession.conf.get("spark.sql.shuffle.partitions")))
+    count = _partitions(candidates) if partitions is None else partitions
     result = outcome(prepared.rows, scored(_distinct_pairs(prepared, count), plan), ranking)
     return nested_rows(result.reranked()) if layout == "nested" else result.listed()
+
+
+def _check_choices(layout: str, keep_columns: str | Sequence[str], partitions: int | None) -> None:
+    if layout not in ("rows", "nested"):
+        raise ConfigError(f"rerank(): layout is {layout!r}, expected 'rows' or 'nested'")
+    if isinstance(keep_columns, str) and keep_columns not in ("all", "none"):
+        raise ConfigError(
+            f"rerank(): keep_columns is {keep_columns!r}, expected 'all', 'none' or a list of names"
+        )
+    if partitions is not None and partitions < 1:
+        raise ConfigError(f"rerank(): partitions is {partitions}, expected 1 or more, or None")
+
+
+def _partitions(candidates: DataFrame) -> int:
+    """spark.sql.shuffle.partitions; Spark's own 200 where a platform's setting is no number ("auto")."""
+    setting = str(candidates.sparkSession.conf.get("spark.sql.shuffle.partitions"))
+    return int(setting) if setting.isdigit() else 200
 
 
 def _fusion(fusion: str | Mapping[str, Any] | None) -> dict[str, Any]:
@@ -92,7 +112,7 @@ def _fusion(fusion: str | Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _nested(nested: str | None) -> Nested | None:
-    if nested is None:
+    if not nested:
         return None
     return Nested(parallel=True) if nested == "parallel" else Nested(array=nested)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pyspark.sql import Column
+from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import DoubleType, FloatType
 
-from rerank_udf.errors import ConfigError
+from rerank_udf.errors import ConfigError, InputError
+from rerank_udf.spark.candidates import valid_utf8
 from rerank_udf.spark.model import plan_for_functions
 from rerank_udf.spark.scoring import process_scorer
 
@@ -22,9 +26,11 @@ def cross_encoder_udf(
     """A column function of (query, passage): `df.withColumn("score", udf("query", "passage"))`.
 
     An iterator pandas UDF: the model is loaded once per Python worker, on its first row, and kept. `returns="score"`
-    gives double sigmoid(logit), `"logit"` float. A null text gives null, and so does a pair that cannot be scored.
-    `scorer` takes what `load_scorer` takes (max_length, precision, device, ...). For SQL:
-    `spark.udf.register("rerank_score", cross_encoder_udf(...))`.
+    gives double sigmoid(logit), `"logit"` float. A null text gives null, and so do a text that is not valid UTF-8 and
+    a pair that cannot be scored. `scorer` takes what `load_scorer` takes (max_length, precision, device, ...).
+
+    For SQL: `spark.udf.register("rerank_score", cross_encoder_udf(...))`. There Spark hands texts over unseen, and
+    one that is not valid UTF-8 fails the task: where there may be such texts, pass `try_validate_utf8(text)`.
 
     Marked nondeterministic, though its values are not random: Spark evaluates a deterministic UDF again for every
     place that mentions its result (a filter on the score would score every pair twice).
@@ -48,8 +54,24 @@ def cross_encoder_udf(
             else:
                 yield pd.Series(logits)
 
-    return pandas_udf(score, returnType=kind).asNondeterministic()  # type: ignore[call-overload]
+    function = pandas_udf(score, returnType=kind).asNondeterministic()  # type: ignore[call-overload]
+
+    # With the attributes of the function that it wraps, by which `spark.udf.register` knows it.
+    @functools.wraps(function)
+    def of_valid_texts(query: Column | str, passage: Column | str) -> Column:
+        return function(_valid(query), _valid(passage))  # type: ignore[no-any-return]
+
+    return of_valid_texts
+
+
+def _valid(text: Column | str) -> Column:
+    """The text, or null where it is not valid UTF-8, which pandas cannot hold."""
+    column = F.col(text) if isinstance(text, str) else text
+    return F.when(valid_utf8(column), column)
 
 
 def _texts(texts: pd.Series) -> pa.Array:
-    return pa.Array.from_pandas(texts, type=pa.string())
+    try:
+        return pa.Array.from_pandas(texts, type=pa.large_string())
+    except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+        raise InputError(f"cross_encoder_udf takes two string columns (query, passage): {error}") from None

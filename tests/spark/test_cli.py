@@ -1,0 +1,296 @@
+"""The command line: exit codes, one sentence for every expected failure, and the same table however it is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pyspark.sql import SparkSession
+from tables_of import candidate_rows, frame, plain_ranking, ranking_of, three_tables
+
+from rerank_udf import cli
+from rerank_udf.errors import ConfigError
+from rerank_udf.spark import read_reranked, session
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def inputs(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """candidates, queries, passages and qrels as Parquet."""
+    folder = tmp_path_factory.mktemp("inputs")
+    for name, table in zip(("candidates", "queries", "passages"), three_tables(spark), strict=True):
+        table.write.parquet(str(folder / name))
+    qrels = [(f"q{n}", f"p{n}", 1) for n in (1, 2, 3)]
+    frame(spark, qrels, "query_id string, passage_id string, relevance int").write.parquet(
+        str(folder / "qrels")
+    )
+    frame(spark, [("z", "p1", 1)], "query_id string, passage_id string, relevance int").write.parquet(
+        str(folder / "strangers")
+    )
+    return folder
+
+
+@pytest.fixture
+def job(inputs: Path, hash_model: Path, tmp_path: Path) -> Path:
+    """A settings file; everything is written below tmp_path."""
+    settings = {
+        "input": {name: {"path": str(inputs / name)} for name in ("candidates", "queries", "passages")},
+        "model": {"name": str(hash_model)},
+        "output": {
+            "reranked": {"path": str(tmp_path / "reranked")},
+            "rejects": {"path": str(tmp_path / "rejects")},
+        },
+        "run": {"report": str(tmp_path / "report")},
+    }
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(spark: SparkSession, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`rerank-udf …` in this process: exit code, output, errors."""
+
+    def start(*arguments: Any) -> tuple[int, str, str]:
+        code = 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return start
+
+
+def is_one_sentence(err: str) -> bool:
+    """What a user sees of an expected failure: no stack, no exception's name."""
+    return (
+        err.startswith("rerank-udf: ")
+        and "Traceback" not in err
+        and "\tat " not in err
+        and "Error:" not in err
+    )
+
+
+def test_a_run_ends_with_a_table_of_what_it_did_and_exit_code_0(run, spark, job, tmp_path, hash_model):
+    code, out, err = run("rerank", "--config", job, "--set", "ranking.top_k=4")
+    assert (code, err) == (0, "")
+    for part in (
+        "24 in",
+        "24 distinct",
+        "24 scored",
+        "cut",
+        "top_k 12",
+        str(tmp_path / "reranked"),
+    ):
+        assert part in out.replace("\n", "")
+    expected = {query: found[:4] for query, found in plain_ranking(hash_model, candidate_rows()).items()}
+    assert ranking_of(read_reranked(spark, str(tmp_path / "reranked")).collect()) == expected
+    assert json.loads((tmp_path / "report/run_report.json").read_text())["config"]["ranking"]["top_k"] == 4
+
+
+def test_a_dry_run_estimates_and_writes_nothing(run, job, tmp_path, monkeypatch):
+    from rerank_udf.spark import scoring
+
+    monkeypatch.setattr(scoring, "process_scorer", None)  # whoever loads a model fails
+    code, out, err = run("rerank", "--config", job, "--dry-run", "--set", "ranking.depth=5")
+    assert (code, err) == (0, "")
+    assert "24 in · 15 distinct to score" in out
+    assert "9 rows beyond it" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
+
+
+def test_too_many_rejects_end_with_3(run, spark, job, tmp_path):
+    code, _, err = run("rerank", "--config", job, "--set", "input.passages.where=passage_id <> 'p1'")
+    assert code == 3
+    assert is_one_sentence(err)
+    assert "3 of 24 rows rejected (unknown_passage 3)" in err
+    assert not (tmp_path / "reranked/_current").exists()
+    assert spark.read.parquet(str(tmp_path / "rejects")).count() == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["modle.name=x"], "unknown setting modle; did you mean model?"),
+        (["model.max_lenght=3"], "unknown setting model.max_lenght; did you mean max_length?"),
+        (
+            ["input.candidates.path=/nowhere/at/all"],
+            "input.candidates (/nowhere/at/all): there is nothing at this path",
+        ),
+        (
+            ["input.columns.score=bm25", "output.keep_columns=none", "ranking.depth=3"],
+            "depth needs a first-stage order",
+        ),
+        (
+            ["input.columns.query_id=qid"],
+            "candidates has no column 'qid' (it has query_id, passage_id, score, source)",
+        ),
+        (['input.passage_template="{titel} {passage}"'], "names 'titel', but passages has no column 'titel'"),
+        (["input.candidates.where=1 = 0"], "candidates is empty: 0 rows in"),
+        (["model.name=/nowhere/at/all"], "/nowhere/at/all"),
+        (["model.name=no/such-model"], "revision"),
+        (["output.rejects.path=INPUTS/passages/rejects"], "overlap: writing the one would damage the other"),
+        (["output.keep_columns=[nope]"], "output.keep_columns names 'nope'"),
+        (["ranking.top_k"], "--set takes key.path=value"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_wrong_settings_and_input_end_with_2_and_a_sentence(run, job, inputs, settings, sentence):
+    options = [part for setting in settings for part in ("--set", setting.replace("INPUTS", str(inputs)))]
+    code, out, err = run("rerank", "--config", job, *options)
+    assert code == 2, err
+    assert is_one_sentence(err)
+    assert sentence in err
+    assert out == ""
+    assert not (job.parent / "reranked").exists()
+
+
+def test_a_model_that_is_no_cross_encoder_ends_with_2(run, job, tmp_path):
+    other = tmp_path / "gpt"
+    other.mkdir()
+    (other / "config.json").write_text(
+        json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]})
+    )
+    code, _, err = run("rerank", "--config", job, "--set", f"model.name={other}")
+    assert code == 2
+    assert is_one_sentence(err)
+    assert "gpt" in err
+
+
+def test_no_settings_file_and_unknown_options_end_with_2(run, tmp_path):
+    code, _, err = run("rerank", "--config", tmp_path / "none.yaml")
+    assert code == 2
+    assert "no settings file at" in err
+    assert run("rerank")[0] == 2
+    assert run("rerank", "--config", "x", "--frobnicate")[0] == 2
+    assert run("polish")[0] == 2
+
+
+def test_help_and_version_end_with_0(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "rerank" in out
+    assert run("--version")[0] == 0
+
+
+def test_what_nobody_expected_ends_with_1_in_one_line(run, job, monkeypatch):
+    from rerank_udf.spark import pipeline
+
+    def breaks(*_: Any, **__: Any) -> None:
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.delenv("RERANK_UDF_DEBUG", raising=False)
+    monkeypatch.setattr(pipeline, "run_rerank", breaks)
+    code, _, err = run("rerank", "--config", job)
+    assert code == 1
+    assert "RuntimeError: first line" in err
+    assert "second line" not in err
+    assert "Traceback" not in err
+
+
+def test_evaluate_compares_with_the_first_stage(run, job, inputs, tmp_path):
+    qrels = [
+        "--set",
+        f"evaluation.qrels.path={inputs / 'qrels'}",
+        "--set",
+        "evaluation.measures=[nDCG@10, RR@10]",
+    ]
+    code, out, err = run("rerank", "--config", job, *qrels)
+    assert (code, err) == (0, "")
+    assert "nDCG@10" in out
+    code, out, err = run("evaluate", "--config", job, *qrels, "--out", tmp_path / "figures")
+    assert (code, err) == (0, "")
+    assert "RR@10" in out
+    assert (tmp_path / "figures/per_query.parquet").exists()
+    code, _, err = run("evaluate", "--config", job, "--set", f"evaluation.qrels.path={inputs / 'strangers'}")
+    assert code == 2
+    assert is_one_sentence(err)
+    code, _, err = run("evaluate", "--config", job)
+    assert code == 2
+    assert "evaluation.qrels is not set" in err
+
+
+def test_evaluate_before_any_run_says_so(run, job, inputs):
+    code, _, err = run("evaluate", "--config", job, "--set", f"evaluation.qrels.path={inputs / 'qrels'}")
+    assert code == 2
+    assert "nothing published at" in err
+
+
+def test_convert_writes_what_the_job_reads(run, tmp_path):
+    (tmp_path / "run.txt").write_text("q1 Q0 d2 1 9.5 bm25\nq1 Q0 d1 2 3.25 bm25\n")
+    code, out, err = run(
+        "convert", "--from", "trec-run", "--to", "parquet", tmp_path / "run.txt", tmp_path / "tables"
+    )
+    assert (code, err) == (0, "")
+    assert "candidates" in out
+    assert "2 rows" in out
+    code, _, err = run(
+        "convert", "--from", "trek", "--to", "parquet", tmp_path / "run.txt", tmp_path / "more"
+    )
+    assert code == 2
+    assert is_one_sentence(err)
+
+
+def finished_process(command: list[str], tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SPARK_", "PYSPARK_GATEWAY"))}
+    quick = {
+        "spark.ui.enabled": "false",
+        "spark.sql.shuffle.partitions": "2",
+        "spark.driver.host": "127.0.0.1",
+    }
+    (tmp_path / "spark-defaults.conf").write_text(
+        "".join(f"{name} {value}\n" for name, value in quick.items())
+    )
+    environment |= {"PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable}
+    environment |= {"MASTER": "local[1]", "SPARK_CONF_DIR": str(tmp_path)}
+    return subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
+
+
+@pytest.mark.cluster
+def test_spark_submit_and_plain_python_publish_the_same_table(spark, job, tmp_path):
+    submit = Path(__import__("pyspark").__file__).parent / "bin/spark-submit"
+    starts = {
+        "plain": [sys.executable, str(REPOSITORY / "jobs/rerank.py")],
+        "submitted": [
+            str(submit),
+            "--master",
+            "local[1]",
+            str(REPOSITORY / "jobs/rerank.py"),
+        ],
+    }
+    found = {}
+    for name, command in starts.items():
+        out = tmp_path / name
+        options = ["--config", str(job), "--set", f"output.reranked.path={out}"]
+        done = finished_process([*command, *options], tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "24 in · 24 distinct · 24 scored" in done.stdout
+        found[name] = sorted(map(str, read_reranked(spark, str(out)).collect()))
+    assert found["plain"] == found["submitted"]
+    failed = finished_process([*starts["plain"], "--config", str(job), "--set", "modle.name=x"], tmp_path)
+    assert failed.returncode == 2
+    assert "Traceback" not in failed.stderr
+
+
+def test_without_java_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    with pytest.raises(
+        ConfigError, match="Spark needs Java 17 or newer, and no java is on the PATH; install it"
+    ):
+        session._check_java()

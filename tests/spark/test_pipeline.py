@@ -1,0 +1,498 @@
+"""The whole job: every row accounted for, the plans that ran, what is published and when nothing is."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pyspark.errors import AnalysisException
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+from rich.console import Console
+from tables_of import (
+    PASSAGES,
+    QUERIES,
+    candidate_rows,
+    frame,
+    logit_of,
+    plain_ranking,
+    ranking_of,
+    sigmoid,
+    three_tables,
+)
+
+from rerank_udf.config import JobConfig, parse_config
+from rerank_udf.errors import ConfigError, InputError, ModelError, TooManyRejectsError
+from rerank_udf.lake import files, versions
+from rerank_udf.report import RunReport
+from rerank_udf.spark import pipeline, read_reranked
+from rerank_udf.spark.estimate import estimate
+from rerank_udf.spark.pipeline import read_and_prepare, run_rerank, scoring_tasks
+from rerank_udf.tables import Cut, Reason
+
+BAD = [
+    ("q1", "nowhere", 1.0, "s"),
+    (None, "p1", 1.0, "s"),
+    ("q1", "p1", -5.0, "s"),
+    ("q9", "p1", 1.0, "s"),
+    ("q2", "null", 1.0, "s"),
+]
+SCHEMA = "query_id string, passage_id string, score double, source string"
+
+
+def write_inputs(spark: SparkSession, folder: Path) -> None:
+    """Three tables as Parquet, with five bad rows among the candidates and a query without any."""
+    candidates, queries, passages = three_tables(spark)
+    more_queries = frame(spark, [("q4", "nobody answers")], "query_id string, query string")
+    more_passages = frame(spark, [("null", None)], "passage_id string, passage string")
+    candidates.union(frame(spark, BAD, SCHEMA)).write.parquet(str(folder / "candidates"))
+    queries.union(more_queries).write.parquet(str(folder / "queries"))
+    passages.union(more_passages).write.parquet(str(folder / "passages"))
+
+
+def settings(folder: Path, model: Path, out: str = "out", **sections: dict[str, Any]) -> JobConfig:
+    """The job over `write_inputs`; `sections` as in the YAML."""
+    raw: dict[str, Any] = {
+        "input": {name: {"path": str(folder / name)} for name in ("candidates", "queries", "passages")},
+        "model": {"name": str(model)},
+        "output": {
+            "reranked": {"path": str(folder / out / "reranked")},
+            "rejects": {"path": str(folder / out / "rejects")},
+        },
+        "run": {"report": str(folder / out / "report"), "max_reject_fraction": 0.25},
+    }
+    for name, section in sections.items():
+        raw[name] = {**raw.get(name, {}), **section}
+    return parse_config(raw)
+
+
+def executed_plans(spark: SparkSession, after: int = -1) -> dict[int, str]:
+    """execution id → the physical plan that ran in the end, of every action since `after`."""
+    store = spark._jsparkSession.sharedState().statusStore()
+    spark._jsc.sc().listenerBus().waitUntilEmpty()
+    listed = store.executionsList()
+    plans = {}
+    for number in range(listed.size()):
+        execution = listed.apply(number)
+        if execution.executionId() > after:
+            plans[execution.executionId()] = str(execution.physicalPlanDescription()).split(
+                "== Initial Plan =="
+            )[0]
+    return plans
+
+
+@dataclass(frozen=True)
+class Finished:
+    folder: Path
+    config: JobConfig
+    report: RunReport
+    plans: dict[int, str]
+    output: str
+
+
+RANKING = {"depth": 7, "top_k": 5, "min_score": 0.02}
+
+
+@pytest.fixture(scope="module")
+def finished(spark: SparkSession, hash_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One job that ran well, looked at by many tests."""
+    folder = tmp_path_factory.mktemp("job")
+    write_inputs(spark, folder)
+    config = settings(folder, hash_model, ranking=RANKING)
+    last = max(executed_plans(spark), default=-1)
+    shown = io.StringIO()
+    report = run_rerank(
+        spark, config, Console(file=shown, width=120), command="rerank-udf rerank --set a.password=x"
+    )
+    return Finished(folder, config, report, executed_plans(spark, last), shown.getvalue())
+
+
+def test_the_published_ranking_is_that_of_a_plain_loop(spark, hash_model, finished):
+    expected = {}
+    for query, ranking in plain_ranking(hash_model, candidate_rows(7)).items():
+        expected[query] = [
+            p for p in ranking if sigmoid(logit_of(hash_model, QUERIES[query], PASSAGES[p])) >= 0.02
+        ][:5]
+    rows = read_reranked(spark, str(finished.folder / "out/reranked")).collect()
+    assert ranking_of(rows) == expected
+    for row in rows:
+        assert row["logit"] == logit_of(hash_model, QUERIES[row["query_id"]], PASSAGES[row["passage_id"]])
+
+
+def test_every_row_is_ranked_cut_or_rejected(finished):
+    report = finished.report
+    assert report.pairs_in == 24 + len(BAD)
+    assert report.pairs_in == report.ranked + sum(report.cut.values()) + sum(report.rejects.values())
+    assert report.cut[Cut.DEPTH] == 3
+    assert report.rejects == {
+        Reason.UNKNOWN_PASSAGE: 1,
+        Reason.NULL_ID: 1,
+        Reason.DUPLICATE_CANDIDATE: 1,
+        Reason.UNKNOWN_QUERY: 1,
+        Reason.NULL_PASSAGE: 1,
+    }
+    assert report.pairs_distinct == report.pairs_scored == 21
+    assert (report.pairs_reused, report.queries_without_candidates) == (0, 1)
+
+
+def test_the_rejects_table_says_which_and_why(spark, finished):
+    rows = spark.read.parquet(str(finished.folder / "out/rejects")).collect()
+    assert sorted((str(row["query_id"]), row["passage_id"], row["reason"]) for row in rows) == [
+        ("None", "p1", Reason.NULL_ID),
+        ("q1", "nowhere", Reason.UNKNOWN_PASSAGE),
+        ("q1", "p1", Reason.DUPLICATE_CANDIDATE),
+        ("q2", "null", Reason.NULL_PASSAGE),
+        ("q9", "p1", Reason.UNKNOWN_QUERY),
+    ]
+    assert all(row["detail"] for row in rows)
+
+
+def test_the_report_is_written_with_what_was_counted(finished):
+    found = json.loads((finished.folder / "out/report/run_report.json").read_text(encoding="utf-8"))
+    for name in (
+        "pairs_in",
+        "pairs_distinct",
+        "pairs_scored",
+        "ranked",
+        "cut",
+        "rejects",
+        "tokens",
+        "models_loaded",
+    ):
+        assert found[name] == getattr(finished.report, name), name
+    texts = [(QUERIES[row["query_id"]], PASSAGES[row["passage_id"]]) for row in candidate_rows(7)]
+    assert found["tokens"] == sum(len(q.encode()) + len(p.encode()) for q, p in texts)
+    assert set(found["seconds"]) == {"prepare", "stage", "score", "publish"}
+    assert found["config"]["ranking"]["top_k"] == 5
+    assert len(found["model_key"]) == 32
+    assert found["output"]["path"] == str(finished.folder / "out/reranked")
+    assert found["inputs"]["input.candidates"] == str(finished.folder / "candidates")
+    assert "a.password=***" in found["command"]
+
+
+def test_one_model_a_worker_was_loaded(finished):
+    assert 1 <= finished.report.models_loaded <= 2
+    assert len(finished.report.devices) == 1
+    assert finished.report.devices[0].endswith("/cpu")
+
+
+def test_python_ran_in_the_scoring_plan_and_nowhere_else(finished):
+    python = re.compile(r"\b\w*(?:InArrow|EvalPython|InPandas)\w* \(\d+\)")
+    found = {number: python.findall(plan.split("\n\n")[0]) for number, plan in finished.plans.items()}
+    scoring = [number for number, operators in found.items() if operators]
+    assert len(scoring) == 1
+    assert len(found[scoring[0]]) == 1
+    assert "MapInArrow" in found[scoring[0]][0]
+    plan = finished.plans[scoring[0]]
+    tree = plan.split("\n\n")[0].splitlines()
+    above = tree[: next(n for n, line in enumerate(tree) if "MapInArrow" in line)]
+    assert not [line for line in above if "Exchange" in line or "Sort" in line]
+    assert "InsertIntoHadoopFsRelationCommand" in plan
+    writes = [plan for plan in finished.plans.values() if "InsertIntoHadoopFsRelationCommand" in plan]
+    assert len(writes) == 6  # rows, pairs, passages, scored; rejects, reranked
+
+
+def test_nothing_but_the_outputs_is_left(finished):
+    left = {path.name for path in (finished.folder / "out").iterdir()}
+    assert left - {"reranked_work"} == {"reranked", "rejects", "report"}
+    work = finished.folder / "out/reranked_work"
+    assert not work.exists() or list(work.iterdir()) == []
+
+
+def test_plain_readers_fail_or_read_a_whole_version(spark, finished):
+    with pytest.raises(AnalysisException, match="UNABLE_TO_INFER_SCHEMA"):
+        spark.read.parquet(str(finished.folder / "out/reranked"))
+    assert spark.read.parquet(finished.report.output["version"]).count() == finished.report.ranked
+
+
+def run(spark: SparkSession, config: JobConfig) -> RunReport:
+    return run_rerank(spark, config, Console(file=io.StringIO()))
+
+
+def test_other_session_settings_publish_the_same_rows(session_settings, hash_model, finished):
+    spark = session_settings
+    before = sorted(map(str, read_reranked(spark, str(finished.folder / "out/reranked")).collect()))
+    spark.conf.set("spark.sql.shuffle.partitions", "1")
+    spark.conf.set("spark.sql.adaptive.enabled", "false")
+    spark.conf.set("spark.sql.ansi.enabled", "false")
+    spark.conf.set("spark.sql.caseSensitive", "true")
+    spark.conf.set("spark.sql.session.timeZone", "America/St_Johns")
+    report = run(spark, settings(finished.folder, hash_model, "other", ranking=RANKING))
+    after = sorted(map(str, read_reranked(spark, str(finished.folder / "other/reranked")).collect()))
+    assert after == before
+    assert (report.model_key, report.rejects) == (finished.report.model_key, finished.report.rejects)
+
+
+def test_too_many_rejects_publish_nothing_and_leave_what_was_published(spark, hash_model, finished):
+    out = "strict"
+    versions.publish(
+        spark,
+        spark.range(7),
+        str(finished.folder / out / "reranked"),
+        run_id="old",
+        run_date=None,
+        keep_versions=2,
+        facts={},
+    )
+    config = settings(
+        finished.folder,
+        hash_model,
+        out,
+        run={"max_reject_fraction": 0.1, "report": str(finished.folder / out / "r")},
+    )
+    with pytest.raises(
+        TooManyRejectsError,
+        match=r"5 of 29 rows rejected \(duplicate_candidate 1, .*0\.1 allows; nothing was",
+    ) as caught:
+        run(spark, config)
+    assert caught.value.exit_code == 3
+    assert read_reranked(spark, str(finished.folder / out / "reranked")).count() == 7
+    assert spark.read.parquet(str(finished.folder / out / "rejects")).count() == 5
+    found = json.loads((finished.folder / out / "r/run_report.json").read_text())
+    assert found["pairs_in"] == found["ranked"] + sum(found["cut"].values()) + sum(found["rejects"].values())
+    assert found["cut"] == {Cut.STOPPED: 24}
+
+
+def test_rejects_that_only_scoring_finds_count_too(spark, hash_model, finished, monkeypatch):
+    """A passage that changes between two readings of the input: its pairs are rejects, whatever else happens."""
+    real = pipeline.stage
+
+    def changing(spark: SparkSession, prepared: Any, folder: str) -> Any:
+        without = prepared.passages.where(F.col("passage") != PASSAGES["p3"])
+        return real(spark, replace(prepared, passages=without), folder)
+
+    monkeypatch.setattr(pipeline, "stage", changing)
+    report = run(
+        spark,
+        settings(
+            finished.folder,
+            hash_model,
+            "changing",
+            run={"max_reject_fraction": 0.5, "report": str(finished.folder / "changing/r")},
+        ),
+    )
+    assert report.rejects[Reason.TEXT_CHANGED] == 3
+    assert report.unaccounted() == 0
+    rows = read_reranked(spark, str(finished.folder / "changing/reranked")).collect()
+    assert "p3" not in {row["passage_id"] for row in rows}
+    assert all(row["logit"] is not None for row in rows)
+    with pytest.raises(TooManyRejectsError, match="text_changed 3"):
+        run(spark, settings(finished.folder, hash_model, "changing2"))
+    assert not (finished.folder / "changing2/reranked/_current").exists()
+
+
+def test_a_table_by_name_with_nested_rows_from_sql_and_filtered_inputs(spark, hash_model, finished):
+    spark.sql("drop table if exists reranked_by_name")
+    candidates = {
+        "sql": f"select * from parquet.`{finished.folder}/candidates`",
+        "where": "query_id in ('q1', 'q3') and score > 12",
+    }
+    spark.read.parquet(str(finished.folder / "queries")).createOrReplaceTempView("queries_by_name")
+    config = settings(
+        finished.folder,
+        hash_model,
+        input={
+            "candidates": candidates,
+            "queries": {"table": "queries_by_name"},
+            "passages": {"path": str(finished.folder / "passages")},
+        },
+        output={
+            "reranked": {"table": "reranked_by_name", "run_date": "2026-01-31"},
+            "rejects": {"path": str(finished.folder / "named/rejects")},
+            "layout": "nested",
+            "keep_columns": "none",
+        },
+        store={"path": str(finished.folder / "named/work")},
+        run={"report": str(finished.folder / "named/report")},
+    )
+    report = run(spark, config)
+    assert report.output["table"] == "reranked_by_name"
+    kept = [row for row in candidate_rows() if row["query_id"] in ("q1", "q3") and row["score"] > 12]
+    found = spark.table("reranked_by_name")
+    assert {
+        row["query_id"]: [p["passage_id"] for p in row["passages"]] for row in found.collect()
+    } == plain_ranking(hash_model, kept)
+    assert {str(row["run_date"]) for row in found.collect()} == {"2026-01-31"}
+    spark.sql("drop table reranked_by_name")
+
+
+def test_where_nothing_can_be_scored_no_model_is_loaded_and_an_empty_table_published(
+    spark, hash_model, finished
+):
+    empty = {"path": str(finished.folder / "queries"), "where": "false"}
+    inputs = {**finished.config.model_dump()["input"], "queries": empty}
+    report = run(
+        spark,
+        settings(
+            finished.folder,
+            hash_model,
+            "none",
+            input=inputs,
+            run={"max_reject_fraction": 1.0, "report": str(finished.folder / "none/r")},
+        ),
+    )
+    assert report.rejects == {Reason.UNKNOWN_QUERY: 28, Reason.NULL_ID: 1}
+    assert (report.models_loaded, report.devices, report.pairs_scored, report.ranked) == (0, [], 0, 0)
+    published = read_reranked(spark, str(finished.folder / "none/reranked"))
+    assert published.count() == 0
+    assert published.columns == [
+        "query_id",
+        "passage_id",
+        "rank",
+        "score",
+        "logit",
+        "first_stage_rank",
+        "first_stage_score",
+        "source",
+    ]
+
+
+def test_an_empty_candidate_table_is_an_error_and_publishes_nothing(spark, hash_model, finished):
+    inputs = finished.config.model_dump()["input"]
+    inputs["candidates"]["where"] = "1 = 0"
+    with pytest.raises(
+        InputError, match=r"candidates is empty: 0 rows in .*candidates where 1 = 0; nothing was published"
+    ):
+        run(spark, settings(finished.folder, hash_model, "empty", input=inputs))
+    assert not (finished.folder / "empty/reranked").exists()
+    work = finished.folder / "empty/reranked_work"
+    assert not work.exists() or list(work.iterdir()) == []
+
+
+def test_a_model_that_is_none_fails_before_anything_is_staged(spark, finished, tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]})
+    )
+    with pytest.raises(ModelError):
+        run(spark, settings(finished.folder, tmp_path, "nomodel"))
+    assert not (finished.folder / "nomodel").exists()
+
+
+def test_a_column_named_run_date_only_matters_where_the_output_has_one(spark, hash_model, finished):
+    inputs = finished.config.model_dump()["input"]
+    inputs["candidates"] = {"sql": f"select *, 1 as run_date from parquet.`{finished.folder}/candidates`"}
+    read_and_prepare(spark, settings(finished.folder, hash_model, input=inputs))
+    dated = {"reranked": {"path": str(finished.folder / "x"), "run_date": "2026-01-31"}}
+    with pytest.raises(InputError, match=r"candidates\.run_date would collide"):
+        read_and_prepare(spark, settings(finished.folder, hash_model, input=inputs, output=dated))
+
+
+def test_json_lines_and_csv_with_quotes_and_line_breaks_come_in_whole(spark, hash_model, tmp_path):
+    tricky = {
+        "a": 'He said ""hi"", twice',
+        "b": 'two\nlines, one "cell"',
+        "c": "",
+        "d": "  ünïcode 日本 \\ back",
+    }
+    candidates = [("q", name, str(n)) for n, name in enumerate(tricky)] + [("q", "x", "n/a")]
+    lines = ["query_id,passage_id,score", *(",".join(row) for row in candidates)]
+    (tmp_path / "candidates.csv").write_text("\n".join(lines) + "\n")
+    cells = "".join(
+        '{},"{}"\n'.format(name, text.replace('"', '""')) for name, text in {**tricky, "x": "y"}.items()
+    )
+    (tmp_path / "passages.csv").write_text("passage_id,passage\n" + cells, encoding="utf-8")
+    (tmp_path / "queries.jsonl").write_text(json.dumps({"query_id": "q", "query": 'why\n\t"now"'}) + "\n")
+    inputs = {
+        "candidates": {"path": str(tmp_path / "candidates.csv"), "format": "csv"},
+        "queries": {"path": str(tmp_path / "queries.jsonl"), "format": "json"},
+        "passages": {"path": str(tmp_path / "passages.csv"), "format": "csv"},
+    }
+    prepared = read_and_prepare(spark, settings(tmp_path, hash_model, input=inputs))
+    reasons = {
+        row["passage_id"]: (row["reason"], row["first_stage_score"]) for row in prepared.rows.collect()
+    }
+    assert reasons == {
+        "a": (None, 0.0),
+        "b": (None, 1.0),
+        "c": (None, 2.0),
+        "d": (None, 3.0),
+        "x": (Reason.BAD_SCORE, None),
+    }
+    assert {row["passage"] for row in prepared.passages.collect()} == {*tricky.values(), "y"}
+    assert [row["query"] for row in prepared.queries.collect()] == ['why\n\t"now"']
+
+
+def test_a_dry_run_counts_what_a_run_would_do_and_writes_nothing(spark, finished):
+    before = sorted(path for path in finished.folder.rglob("*"))
+    found = estimate(spark, finished.config)
+    report = finished.report
+    assert (found.pairs_in, found.rejects, found.pairs_distinct) == (
+        report.pairs_in,
+        report.rejects,
+        report.pairs_distinct,
+    )
+    assert found.beyond_depth == report.cut[Cut.DEPTH]
+    assert sorted(path for path in finished.folder.rglob("*")) == before
+
+
+# --- parts ---
+
+
+def test_fusion_that_lacks_its_numbers_is_refused_before_any_work(spark, hash_model, finished):
+    inputs = finished.config.model_dump()["input"]
+    inputs["candidates"] = {"sql": f"select query_id, passage_id from parquet.`{finished.folder}/candidates`"}
+    config = settings(finished.folder, hash_model, input=inputs, ranking={"fusion": {"method": "min_max"}})
+    with pytest.raises(ConfigError, match="min_max needs a first-stage score"):
+        read_and_prepare(spark, config)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "slots", "tasks"),
+    [(0, 8, 1), (3, 8, 3), (5000, 2, 8), (5000, 8, 9), (10**6, 2, 50), (10**6, 100, 400), (10**8, 8, 5000)],
+)
+def test_tasks_fill_the_slots_and_stay_short(pairs, slots, tasks):
+    assert scoring_tasks(pairs, slots) == tasks
+
+
+def test_only_folders_of_dead_runs_are_cleared_away(spark, hash_model, finished, tmp_path, monkeypatch):
+    """`store.path` may be a folder that holds other things: they are not ours to delete."""
+    work = tmp_path / "work"
+    names = [
+        "20200101T000000Z-aaaaaa",
+        "20200101T000000Z-busy00",
+        "20200101T000000Z-bbbbbb",
+        "candidates",
+        versions.new_run_id(),
+    ]
+    for name in names:
+        (work / name).mkdir(parents=True)
+    (work / "20200101T000000Z-bbbbbb/_scored").mkdir()
+    (work / "20200101T000000Z-bbbbbb/_scored/part-0").touch()  # a task finished just now
+    config = settings(finished.folder, hash_model, store={"path": str(work)})
+    run_id = versions.new_run_id()
+
+    def fails() -> None:
+        with pipeline._work_folder(spark, config, run_id) as folder:
+            files.write_text(spark, f"{folder}/x", "y")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert sorted(path.name for path in work.iterdir()) == sorted(names[1:])
+
+
+def session_of(version: str, spark: SparkSession) -> Any:
+    return SimpleNamespace(version=version, conf=spark.conf)
+
+
+def test_before_spark_4_arrow_batches_are_kept_small(session_settings):
+    spark = session_settings
+    setting = "spark.sql.execution.arrow.maxRecordsPerBatch"
+    before = spark.conf.get(setting)
+    nothing: Any = None
+    texts = [
+        spark.createDataFrame([("x" * size,)], f"{name} string")
+        for name, size in (("query", 1 << 10), ("passage", 1 << 20))
+    ]
+    staged = pipeline.Staged(nothing, texts[0], texts[1], 1)
+    with pipeline._small_arrow_batches(session_of("4.0.0", spark), staged):
+        assert spark.conf.get(setting) == before
+    with pipeline._small_arrow_batches(session_of("3.5.4", spark), staged):
+        assert spark.conf.get(setting) == "63"
+    assert spark.conf.get(setting) == before

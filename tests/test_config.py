@@ -1,0 +1,311 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rerank_udf.config import JobConfig, Ranking, load_config, parse_config, parse_section
+from rerank_udf.errors import ConfigError
+
+REPOSITORY = Path(__file__).parents[1]
+LEAST = {"input": {"candidates": {"path": "data/candidates"}}}
+
+
+def with_setting(path: str, value: object) -> dict[str, object]:
+    """LEAST with one setting more: `with_setting("model.name", "x")`."""
+    raw: dict[str, object] = yaml.safe_load(yaml.safe_dump(LEAST))
+    section = raw
+    *parents, last = path.split(".")
+    for parent in parents:
+        section = section.setdefault(parent, {})  # type: ignore[assignment]
+    section[last] = value
+    return raw
+
+
+def complaint(raw: dict[str, object]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(raw)
+    return str(caught.value)
+
+
+def test_the_annotated_reference_holds_every_setting_and_each_default():
+    """conf/rerank.yaml says `null` or a value for every setting; what it says is what the code has."""
+    written = yaml.safe_load((REPOSITORY / "conf/rerank.yaml").read_text(encoding="utf-8"))
+    given = {name: written["input"][name] for name in ("candidates", "queries", "passages")}
+    defaults = parse_config({"input": given}).model_dump(mode="json")
+    loaded = load_config(REPOSITORY / "conf/rerank.yaml").model_dump(mode="json")
+    assert loaded == defaults
+
+    def same_keys(file: dict[str, object], model: dict[str, object], at: str) -> None:
+        assert set(file) == set(model), at
+        for name, value in file.items():
+            if isinstance(value, dict) and at + name not in (
+                "input.candidates",
+                "input.queries",
+                "input.passages",
+            ):
+                if at + name in ("output.reranked",):
+                    assert set(value) | {"table"} == set(model[name]), at + name  # type: ignore[arg-type]
+                else:
+                    same_keys(value, model[name], f"{at}{name}.")  # type: ignore[arg-type]
+
+    same_keys(written, loaded, "")
+
+
+def test_the_least_settings_are_the_candidates():
+    config = parse_config(LEAST)
+    assert config.model.name == "mini"
+    assert config.work_path() == "out/reranked_work"
+    assert list(config.sources()) == ["input.candidates"]
+
+
+def test_nothing_changes_after_loading():
+    with pytest.raises(ValueError, match="frozen"):
+        parse_config(LEAST).model.max_length = 3
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        (
+            "model.max_lenght",
+            3,
+            "unknown setting model.max_lenght; did you mean max_length? Known here: name, revision",
+        ),
+        ("modle", {}, "unknown setting modle; did you mean model? Known here: input, model, ranking"),
+        ("input.nested", {"arry": "x"}, "unknown setting input.nested.arry; did you mean array?"),
+        (
+            "ranking.fusion.k",
+            3,
+            "unknown setting ranking.fusion.k; Known here: method, reranker_weight, rrf_k",
+        ),
+        ("output.reranked", {"path": "out", "colour": 1}, "unknown setting output.reranked.colour"),
+        ("model.max-length", 3, "unknown setting model.max-length; did you mean max_length?"),
+    ],
+)
+def test_an_unknown_setting_is_an_error_that_lists_the_known_ones(path, value, sentence):
+    assert sentence in complaint(with_setting(path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("output.layout", "row", "output.layout: expected 'rows' or 'nested', found 'row'"),
+        ("output.keep_columns", 5, "output.keep_columns: expected 'all' or 'none', or a valid list, found 5"),
+        ("model.max_length", 9000, "model.max_length: expected less than or equal to 8192, found 9000"),
+        (
+            "model.max_tokens_per_batch",
+            "lots",
+            "model.max_tokens_per_batch: expected 'auto', or a valid integer",
+        ),
+        (
+            "model.revision",
+            1234567,
+            "model.revision: expected a valid string, found 1234567; put it in quotes",
+        ),
+        ("ranking.top_k", 0, "ranking.top_k: expected greater than or equal to 1, found 0"),
+        ("ranking.min_score", float("nan"), "ranking.min_score: expected a finite number, found nan"),
+        (
+            "ranking.fusion",
+            {"method": "rfr"},
+            "ranking.fusion.method: expected 'none', 'min_max' or 'rrf', found 'rfr'",
+        ),
+        ("run.max_reject_fraction", 2, "run.max_reject_fraction: expected less than or equal to 1, found 2"),
+        ("input.candidates", "data/c", "input.candidates: expected a section with path, format"),
+        ("store", None, "store: expected a section with path, format, wave_minutes, found None"),
+        (
+            "input.candidates",
+            {"path": "a", "table": "b"},
+            "exactly one of path, table or sql; found path and table",
+        ),
+        ("input.candidates", {"where": "x = 1"}, "exactly one of path, table or sql; found none of them"),
+        ("input.nested", {"parallel": False}, "nested is either {array: COLUMN} or {parallel: true}"),
+        ("output.reranked", {"table": "t"}, "store.path must be set when output.reranked is a table"),
+        ("output.reranked", {"path": "a", "table": "t"}, "a target is exactly one of path or table"),
+        ("output.reranked", {"path": "a", "mode": "append"}, "mode append needs a table"),
+        ("output.reranked", {"path": "a", "run_date": "2026-02-30"}, "output.reranked.run_date"),
+        ("evaluation.measures", [], "evaluation.measures"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_a_sentence(path, value, sentence):
+    assert sentence in complaint(with_setting(path, value))
+
+
+def test_every_problem_is_told_at_once():
+    told = complaint(
+        {"input": {"candidates": {"path": "a"}}, "ranking": {"depth": 0, "top_k": 0}, "runn": {}}
+    )
+    assert [line.split(":")[0].strip() for line in told.splitlines()[1:]] == [
+        "ranking.depth",
+        "ranking.top_k",
+        "unknown setting runn; did you mean run? Known here",
+    ]
+
+
+def test_without_candidates_the_error_says_so():
+    assert "input is missing" in complaint({})
+    assert "input.candidates is missing" in complaint({"input": {}})
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("data/c", "data/c"),
+        ("data/c", "data/c/out"),
+        ("data/c/part", "data/c"),
+        ("data/c", "./data/x/..//c/out/"),
+        ("file:///data/c", "/data/c/out"),
+        ("data/c*/", "data/c1/out"),
+        ("data/{a,b}", "data/a/out"),
+        ("s3://bucket/c", "s3a://bucket//c/out"),
+        ("hdfs://node/c", "hdfs://node/c/./out"),
+    ],
+)
+def test_an_output_inside_an_input_is_refused(source, target):
+    raw = {"input": {"candidates": {"path": source}}, "output": {"reranked": {"path": target}}}
+    assert "overlap: writing the one would damage the other" in complaint(raw)
+
+
+def test_an_output_inside_an_input_is_found_through_symbolic_links_and_relative_paths(tmp_path, monkeypatch):
+    (tmp_path / "candidates").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "candidates")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for target in (tmp_path / "link" / "out", "../link/out", "../candidates"):
+        raw = {
+            "input": {"candidates": {"path": str(tmp_path / "candidates")}},
+            "output": {"rejects": {"path": str(target)}},
+        }
+        assert "output.rejects.path" in complaint(raw)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("data/c", "data/cc"),
+        ("data/c", "data/out"),
+        ("hdfs://a/c", "hdfs://b/c"),
+        ("s3a://b/c", "/b/c"),
+        ("data/c*", "data/d"),
+    ],
+)
+def test_neighbours_are_not_taken_for_parents(source, target):
+    parse_config({"input": {"candidates": {"path": source}}, "output": {"reranked": {"path": target}}})
+
+
+def test_qrels_are_an_input_too():
+    raw = with_setting("evaluation.qrels", {"path": "out/reranked/qrels"})
+    assert "evaluation.qrels" in complaint(raw)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("output.rejects", {"path": "out/reranked/rejects"}),
+        ("run.report", "out/rejects"),
+        ("store.path", "out/reranked"),
+        ("output.rejects", {"path": "out/reranked_work/rejects"}),  # where the run stages by default
+    ],
+)
+def test_two_outputs_never_share_a_place(path, value):
+    assert "give each a path of its own" in complaint(with_setting(path, value))
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("db.t", "db.t"), ("DB.t", "db.T"), ("t", "db.t"), ("spark_catalog.`db`.t", "db.t")],
+)
+def test_the_output_table_is_never_an_input_table(source, target):
+    raw = {
+        "input": {"candidates": {"table": source}},
+        "output": {"reranked": {"table": target}},
+        "store": {"path": "w"},
+    }
+    assert "the output would replace the input" in complaint(raw)
+
+
+def test_another_table_of_the_same_name_may_be_the_output():
+    raw = {
+        "input": {"candidates": {"table": "a.t"}},
+        "output": {"reranked": {"table": "b.t"}},
+        "store": {"path": "w"},
+    }
+    assert parse_config(raw).output.reranked.table == "b.t"
+
+
+def test_nested_may_be_a_name():
+    assert parse_config(with_setting("input.nested", "hits")).input.nested.array == "hits"
+    assert parse_config(with_setting("input.nested", "parallel")).input.nested.parallel is True
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_settings_on_the_command_line_win_over_the_file(tmp_path):
+    file = write(tmp_path / "job.yaml", "input: {candidates: {path: a}}\nmodel: {max_length: 128}\n")
+    config = load_config(
+        file,
+        [
+            "model.max_length=64",
+            "ranking.fusion.method=rrf",
+            "input.queries.path=b",
+            "output.reranked.run_date=2026-01-31",
+        ],
+    )
+    assert (config.model.max_length, config.ranking.fusion.method) == (64, "rrf")
+    assert config.input.queries is not None
+    assert config.input.queries.path == "b"
+    assert str(config.output.reranked.run_date) == "2026-01-31"
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("model.max_length", "--set takes key.path=value, found 'model.max_length'"),
+        ("=3", "--set takes key.path=value"),
+        ("model.name=[", "--set model.name: the value is not YAML"),
+        ("output.reranked.run_date=2026-13-45", "--set output.reranked.run_date: the value is not YAML"),
+        ("model.nam=x", "did you mean name?"),
+    ],
+)
+def test_an_override_that_cannot_be_read_is_a_sentence(tmp_path, override, sentence):
+    file = write(tmp_path / "job.yaml", "input: {candidates: {path: a}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, [override])
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"input: [", "is not YAML"),
+        (b"- a\n- b\n", "holds list, expected sections"),
+        (b"\xff\xfe\x00", "is not YAML"),
+        (b"output: {reranked: {run_date: 2026-13-45}}", "is not YAML"),
+        (b"", "holds NoneType, expected sections"),
+    ],
+)
+def test_a_file_that_is_no_settings_file_is_a_sentence(tmp_path, content, sentence):
+    file = tmp_path / "job.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(file)
+
+
+def test_a_settings_file_that_is_not_there_is_a_sentence(tmp_path):
+    with pytest.raises(ConfigError, match=r"no settings file at .*job.yaml; start from conf/rerank.yaml"):
+        load_config(tmp_path / "job.yaml")
+
+
+def test_a_section_alone_is_checked_the_same_way():
+    assert parse_section(Ranking, {"depth": 3}, "rerank()").depth == 3
+    with pytest.raises(
+        ConfigError, match=r"rerank\(\): ranking|rerank\(\): unknown setting dept; did you mean depth"
+    ):
+        parse_section(Ranking, {"dept": 3}, "rerank()")
+
+
+def test_the_demo_settings_load():
+    for file in sorted((REPOSITORY / "conf").glob("*.yaml")):
+        assert isinstance(load_config(file), JobConfig)
