@@ -18,6 +18,8 @@ from typing import Any
 
 from rich.table import Table
 
+from rerank_udf.machine import processor_name
+
 _REPORTED_PACKAGES = (
     "rerank-udf",
     "pyspark",
@@ -127,7 +129,7 @@ def new_report(
         machine={
             "host": platform.node(),
             "system": platform.platform(),
-            "processor": _processor(),
+            "processor": processor_name(),
             "cores": os.cpu_count(),
         },
     )
@@ -178,13 +180,3 @@ def clock(seconds: float) -> str:
 def _counted(by_reason: Mapping[str, int]) -> str:
     parts = [f"{reason} {count:,}" for reason, count in sorted(by_reason.items(), key=lambda item: -item[1])]
     return f"{sum(by_reason.values()):,} ({', '.join(parts)})"
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 - not a file of ours
-            return next(
-                (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), ""
-            )
-    except OSError:
-        return platform.processor()

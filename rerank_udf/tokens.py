@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from rerank_udf.checkpoint import SENTENCEPIECE_FILE, TOKENIZER_FILE
 from rerank_udf.errors import ConfigError, ModelError
-from rerank_udf.sentencepiece import converted_tokenizer
+from rerank_udf.machine import set_tokenizer_threads
+from rerank_udf.models.checkpoint import SENTENCEPIECE_FILE, TOKENIZER_FILE
+from rerank_udf.models.sentencepiece import converted_tokenizer
 from rerank_udf.tables import Reason
 from rerank_udf.texts import PairErrors, TextColumn, Texts, pair_errors, text_columns
-from rerank_udf.threads import set_tokenizer_threads
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

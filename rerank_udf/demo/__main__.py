@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from rerank_udf import mini
 from rerank_udf.config import JobConfig, load_config
 from rerank_udf.errors import ConfigError, RerankError
+from rerank_udf.models import mini
 from rerank_udf.report import RunReport, clock
 
 if TYPE_CHECKING:

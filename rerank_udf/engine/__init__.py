@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rerank_udf import checkpoint
 from rerank_udf.engine.capability import resolve_device, resolve_precision
 from rerank_udf.engine.scorer import Engine, ModelEngine, Ranked, ScoredPairs, Scorer
 from rerank_udf.errors import ConfigError
 from rerank_udf.identity import model_key
-from rerank_udf.models import ModelFiles, local_folder, resolve_model
-from rerank_udf.threads import set_tokenizer_threads
+from rerank_udf.machine import set_tokenizer_threads
+from rerank_udf.models import ModelFiles, checkpoint, local_folder, resolve_model
 from rerank_udf.tokens import PairLimits, PairTokenizer, Truncation
 
 __all__ = [

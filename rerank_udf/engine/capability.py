@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from rerank_udf.errors import ConfigError
+from rerank_udf.machine import processor_flags
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 _FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16")
@@ -38,26 +39,6 @@ def resolve_precision(precision: str, device: str) -> str:
     if precision == "int8":
         raise ConfigError("precision is int8, which this version has no backend for; use auto or bfloat16")
     raise ConfigError(f"precision is {precision!r}; it must be auto, {', '.join(PRECISIONS)} or int8")
-
-
-def processor_flags() -> frozenset[str]:
-    """What the processor says it can do (Linux on x86; empty elsewhere)."""
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text(errors="replace").splitlines():
-            if line.startswith("flags"):
-                return frozenset(line.partition(":")[2].split())
-    return frozenset()
-
-
-def processor_name() -> str:
-    """The processor's own name, or the machine type where the system does not tell."""
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return os.uname().machine if hasattr(os, "uname") else "cpu"
 
 
 def _sees_cuda_device() -> bool:

@@ -19,7 +19,10 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from rerank_udf.checkpoint import (
+from rerank_udf.engine.backend import OutOfMemoryError, PackedBatch
+from rerank_udf.errors import ModelError
+from rerank_udf.machine import processor_name, task_threads
+from rerank_udf.models.checkpoint import (
     CONFIG_FILE,
     Architecture,
     check_tensors,
@@ -27,10 +30,6 @@ from rerank_udf.checkpoint import (
     read_json,
     weight_files,
 )
-from rerank_udf.engine.backend import OutOfMemoryError, PackedBatch
-from rerank_udf.engine.capability import processor_name
-from rerank_udf.errors import ModelError
-from rerank_udf.threads import task_threads
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HEAD = ("classifier.", "bert.pooler.")

@@ -28,7 +28,7 @@ from rerank_udf.report import RunReport, new_report
 from rerank_udf.spark.candidates import Prepared, Shape, prepare
 from rerank_udf.spark.model import plan_for_job
 from rerank_udf.spark.progress import ScoringProgress
-from rerank_udf.spark.ranking import Outcome, check_fusion, nested, outcome
+from rerank_udf.spark.ranking import Outcome, check_fusion, nested, outcome, rejected
 from rerank_udf.spark.scoring import co_partitioned, scored
 from rerank_udf.spark.session import slots
 
@@ -274,16 +274,7 @@ def _stop_if_too_many_rejects(
     """Before anything is scored: the input's own rejects alone may already be too many."""
     if not _too_many(config, report):
         return
-    columns = [
-        tables.QUERY_ID,
-        tables.PASSAGE_ID,
-        tables.FIRST_STAGE_RANK,
-        tables.FIRST_STAGE_SCORE,
-        tables.REASON,
-        tables.DETAIL,
-    ]
-    rejects = staged.rows.where(F.col(tables.REASON).isNotNull()).select(*columns)
-    rejects.write.mode("overwrite").parquet(config.output.rejects.path)
+    rejected(staged.rows).write.mode("overwrite").parquet(config.output.rejects.path)
     report.output["rejects"] = config.output.rejects.path
     report.cut = {tables.Cut.STOPPED: report.pairs_in - report.rejected()}
     _refuse_too_many(spark, config, report)

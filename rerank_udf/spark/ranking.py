@@ -57,14 +57,7 @@ class Outcome:
 
     def rejects(self) -> DataFrame:
         """The rejected rows: ids, first-stage rank and score, reason, detail."""
-        return self.rows.where(F.col(tables.REASON).isNotNull()).select(
-            tables.QUERY_ID,
-            tables.PASSAGE_ID,
-            tables.FIRST_STAGE_RANK,
-            tables.FIRST_STAGE_SCORE,
-            tables.REASON,
-            tables.DETAIL,
-        )
+        return rejected(self.rows)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """{"ranked": {"": n}, "cut": {by reason}, "rejects": {by reason}}; runs one job."""
@@ -78,6 +71,18 @@ class Outcome:
         for row in self.rows.groupBy(kind.alias("kind"), why.alias("why")).count().collect():
             found[row["kind"]][row["why"]] = row["count"]
         return found
+
+
+def rejected(rows: DataFrame) -> DataFrame:
+    """The rejects table out of rows that carry `reason`, scored or not."""
+    return rows.where(F.col(tables.REASON).isNotNull()).select(
+        tables.QUERY_ID,
+        tables.PASSAGE_ID,
+        tables.FIRST_STAGE_RANK,
+        tables.FIRST_STAGE_SCORE,
+        tables.REASON,
+        tables.DETAIL,
+    )
 
 
 def check_fusion(fusion: Fusion, prepared: Prepared) -> None:

@@ -208,7 +208,7 @@ def main() -> None:
     for model in arguments.models or MODELS:
         if model == "mini":
             if arguments.mini is None:
-                sys.exit("mini needs --mini FOLDER, the folder that rerank_udf.mini assembles")
+                sys.exit("mini needs --mini FOLDER, the folder that rerank_udf.models.mini assembles")
             make(model, arguments.mini)
             continue
         with tempfile.TemporaryDirectory() as place:

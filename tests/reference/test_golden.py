@@ -19,8 +19,9 @@ import pytest
 from make_models import MODELS, weights_digest, write_model
 from reference_cases import Case, groups
 
-from rerank_udf import Scorer, load_scorer, mini
+from rerank_udf import Scorer, load_scorer
 from rerank_udf.errors import ModelError
+from rerank_udf.models import mini
 from rerank_udf.tokens import PairLimits, PairTokenizer
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -22,8 +22,9 @@ from reference_cases import CROSS_ENCODER, FLAG
 from reference_sentences import LANGUAGES
 from scipy.stats import kendalltau
 
-from rerank_udf import load_scorer, mini
+from rerank_udf import load_scorer
 from rerank_udf.errors import ModelError
+from rerank_udf.models import mini
 from rerank_udf.tokens import PairLimits, PairTokenizer
 
 pytestmark = [pytest.mark.reference, pytest.mark.data, pytest.mark.slow]

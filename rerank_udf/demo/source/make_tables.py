@@ -175,11 +175,11 @@ def e5() -> tuple[Any, Any]:
     from tokenizers import Tokenizer
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
-    from rerank_udf import mini
+    from rerank_udf.models import mini
 
     parts = mini.find_parts()
     model = XLMRobertaModel(XLMRobertaConfig(**mini.CONFIG), add_pooling_layer=False).eval()
-    tensors = mini._frozen_tensors(parts.frozen)
+    tensors = mini.frozen_tensors(parts.frozen)
     model.load_state_dict(
         {name.removeprefix("roberta."): torch.tensor(one) for name, one in tensors}, strict=True
     )

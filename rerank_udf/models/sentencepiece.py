@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rerank_udf.cache import cache_root, file_digest, write_atomically
 from rerank_udf.errors import ModelError
+from rerank_udf.models.cache import cache_root, file_digest, write_atomically
 
 _UNIGRAM = 1
 _UNKNOWN_ID = 3

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from rerank_udf import checkpoint, hub, mini
-from rerank_udf.cache import remembered_digests
-from rerank_udf.checkpoint import (
+from rerank_udf.errors import ConfigError, ModelError
+from rerank_udf.models import checkpoint, hub, mini
+from rerank_udf.models.cache import remembered_digests
+from rerank_udf.models.checkpoint import (
     CONFIG_FILE,
     HASH_MODEL_TYPE,
     INDEX_FILE,
@@ -23,8 +24,7 @@ from rerank_udf.checkpoint import (
     TOKENIZER_FILE,
     Architecture,
 )
-from rerank_udf.errors import ConfigError, ModelError
-from rerank_udf.sentencepiece import converted_tokenizer
+from rerank_udf.models.sentencepiece import converted_tokenizer
 
 MINI = "mini"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

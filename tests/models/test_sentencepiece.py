@@ -8,7 +8,7 @@ import sentencepiece
 from tokenizers import Tokenizer
 
 from rerank_udf.errors import ModelError
-from rerank_udf.sentencepiece import converted_tokenizer, tokenizer_json
+from rerank_udf.models.sentencepiece import converted_tokenizer, tokenizer_json
 from rerank_udf.tokens import PairLimits, PairTokenizer, read_tokenizer
 
 SENTENCES = [

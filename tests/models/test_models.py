@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import bert_config, random_tensors, write_model
+from model_folders import bert_config, random_tensors, write_model
 from safetensors.numpy import load_file, save_file
 
-from rerank_udf import cache, models
-from rerank_udf.cache import file_digest
+from rerank_udf import models
 from rerank_udf.errors import ConfigError, ModelError
-from rerank_udf.models import local_folder, resolve_model
+from rerank_udf.models import cache, local_folder, resolve_model
+from rerank_udf.models.cache import file_digest
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
-"""How many threads a scoring process may use: stated, never guessed by a library."""
+"""This machine: its processor, and how many threads a scoring process may use (stated, never guessed by a library)."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 MOST_TOKENIZER_THREADS = 8
 
@@ -30,3 +31,23 @@ def set_tokenizer_threads() -> None:
     threads = min(MOST_TOKENIZER_THREADS, max(1, task_threads() - 1))
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if threads > 1 else "false")
+
+
+def processor_flags() -> frozenset[str]:
+    """What the processor says it can do (Linux on x86; empty elsewhere)."""
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(errors="replace").splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def processor_name() -> str:
+    """The processor's own name, or the machine type where the system does not tell."""
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return os.uname().machine if hasattr(os, "uname") else "cpu"

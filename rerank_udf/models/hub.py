@@ -7,8 +7,8 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rerank_udf.cache import cache_root, complete_folder, file_digest, marked_digests
 from rerank_udf.errors import ModelError
+from rerank_udf.models.cache import cache_root, complete_folder, file_digest, marked_digests
 
 _ATTEMPTS = 2
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rerank_udf.cache import cache_root, complete_folder, file_digest
-from rerank_udf.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Architecture
 from rerank_udf.errors import ModelError
+from rerank_udf.models.cache import cache_root, complete_folder, file_digest
+from rerank_udf.models.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Architecture
 
-WEIGHTS_FOLDER = Path(__file__).parent / "weights" / "mini"
+WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights" / "mini"
 TRAINED_FILE = "trained.safetensors"
 MANIFEST_FILE = "manifest.json"
 FROZEN_FILE = "e5-small-q4.bin"
@@ -142,7 +142,7 @@ def assemble(parts: Parts, folder: Path) -> dict[str, str]:
     """
     from safetensors.numpy import load_file, save_file
 
-    tensors = dict(_frozen_tensors(parts.frozen)) | load_file(parts.trained)
+    tensors = dict(frozen_tensors(parts.frozen)) | load_file(parts.trained)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     if shapes != ARCHITECTURE.tensors():
         odd = sorted(name for name, _ in shapes.items() ^ ARCHITECTURE.tensors().items())
@@ -243,7 +243,7 @@ class _E5File:
         return weights.reshape(rows, columns)
 
 
-def _frozen_tensors(path: Path) -> Iterator[tuple[str, _Array]]:
+def frozen_tensors(path: Path) -> Iterator[tuple[str, _Array]]:
     """multilingual-e5-small's tensors under XLM-RoBERTa's names, float32."""
     e5 = _E5File(path)
     h, f = e5.hidden, e5.intermediate

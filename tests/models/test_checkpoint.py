@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import bert_config, random_tensors, tensor_layout, xlmr_config
+from model_folders import bert_config, random_tensors, tensor_layout, xlmr_config
 from safetensors.numpy import save_file
 
-from rerank_udf import checkpoint
 from rerank_udf.errors import ModelError
+from rerank_udf.models import checkpoint
 
 CONFIGS = {
     "xlm-roberta": xlmr_config(),

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from rerank_udf.threads import set_tokenizer_threads, task_threads
+from rerank_udf.machine import set_tokenizer_threads, task_threads
 
 NAMES = ("RERANK_UDF_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM")
 

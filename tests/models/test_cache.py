@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rerank_udf import cache
-from rerank_udf.cache import complete_folder, file_digest, marked_digests, remembered_digests
 from rerank_udf.errors import ModelError
+from rerank_udf.models import cache
+from rerank_udf.models.cache import complete_folder, file_digest, marked_digests, remembered_digests
 
 
 @pytest.fixture(autouse=True)

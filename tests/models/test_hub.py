@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import bert_config, write_model, write_wordpiece_tokenizer
+from model_folders import bert_config, write_model, write_wordpiece_tokenizer
 from stand_in_hub import COMMIT, REPOSITORY, StandInHub, serving
 
 RESOLVE = "from rerank_udf.models import *; files = resolve_model({name!r}, {revision!r}); "
 HEADER_BYTES = 100_001  # what the client reads of a file to find its safetensors header
 FETCH = RESOLVE + "folder = local_folder(files); print(files.revision, folder)"
-DOWNLOAD = "from rerank_udf.hub import *; print(downloaded_folder({name!r}, {commit!r}, {digests}))"
+DOWNLOAD = "from rerank_udf.models.hub import *; print(downloaded_folder({name!r}, {commit!r}, {digests}))"
 
 
 @pytest.fixture
@@ -125,7 +125,8 @@ def test_a_corrupted_download_is_fetched_once_more(hub: StandInHub, tmp_path: Pa
     assert run(hub, tmp_path / "cache", RESOLVE)[0] == 0
     size = (hub.folder / "model.safetensors").stat().st_size
     code = (
-        "import sys; from rerank_udf.hub import downloaded_folder; from rerank_udf.cache import file_digest; "
+        "import sys; from rerank_udf.models.hub import downloaded_folder; "
+        "from rerank_udf.models.cache import file_digest; "
     )
     code += (
         f"folder = downloaded_folder({REPOSITORY!r}, {COMMIT!r}, {{{{'model.safetensors': sys.argv[0] and "
