@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 SETTINGS = Path("conf/demo.yaml")
-# One where the words mislead the first stage, one that is answered in another language only, one with graded answers.
-SHOWN_QUESTIONS = ("q-el-temporary-exhibition", "q-es-refund-how-long", "q-th-moving-away")
 SHOWN_PASSAGES = 3
 
 
@@ -39,10 +37,11 @@ def run(console: Console) -> None:
     report = run_rerank(spark, config, console, command="make demo")
     tables = _tables(spark, config)
     console.print(_headline(spark, config, report, tables), highlight=False)
-    for question in SHOWN_QUESTIONS:
-        for line in _question(question, tables):
-            console.print(line, highlight=False)
     evaluation = assess(spark, config)
+    for query_id, before, after in _most_changed(evaluation.per_query, FIRST, FUSED):
+        console.print(f"\nnDCG@10 {_short(before)} → {_short(after)}", highlight=False)
+        for line in _question(query_id, tables):
+            console.print(line, highlight=False)
     console.print()
     for measure in evaluation.settings["measures"][:1]:
         console.print(evaluation.table(measure))
@@ -79,13 +78,25 @@ def _headline(
     )
 
 
+def _most_changed(per_query: pd.DataFrame, before: str, after: str) -> list[tuple[str, float, float]]:
+    """The question of each kind that gained most, then the one that lost most: (query_id, before, after)."""
+    shown = per_query.query("documents == 'all' and measure == 'nDCG@10'")
+    values = shown.pivot(index=["kind", "query_id"], columns="system", values="value")
+    gain = (values[after] - values[before]).sort_index()
+    chosen = [
+        *(gain[gain.index.get_level_values("kind") == kind].idxmax() for kind in sorted(set(shown["kind"])))
+    ]
+    chosen.append(gain.idxmin())
+    return [(key[1], values.loc[key, before], values.loc[key, after]) for key in chosen]
+
+
 def _question(query_id: str, tables: dict[str, pd.DataFrame]) -> Iterator[Text]:
     """The question, its first passages after reranking, and where each stood before; ✓ answers, ~ helps."""
     query = tables["input.queries"].set_index("query_id").loc[query_id]
     passages = tables["input.passages"].set_index("passage_id")
     relevance = tables["evaluation.qrels"].set_index(["query_id", "passage_id"])["relevance"]
     ranked = tables["reranked"].query("query_id == @query_id").sort_values("rank").head(SHOWN_PASSAGES)
-    yield Text(f"\nQ ({query['lang']}) «{query['query']}»")
+    yield Text(f"Q ({query['lang']}) «{query['query']}»")
     for row in ranked.to_dict("records"):
         passage = passages.loc[row["passage_id"]]
         mark = {0: " ", 1: "~", 2: "✓"}[int(relevance.get((query_id, row["passage_id"]), 0))]
@@ -94,7 +105,8 @@ def _question(query_id: str, tables: dict[str, pd.DataFrame]) -> Iterator[Text]:
 
 
 def _short(score: Any) -> str:
-    return f"{float(score):.2f}".lstrip("0") or "0"
+    text = f"{float(score):.2f}"
+    return text.removeprefix("0") if text != "0.00" else ".00"
 
 
 def _clipped(line: str) -> Text:
