@@ -11,7 +11,6 @@ Tables are renamed by position first, so that no setting for case sensitivity an
 
 from __future__ import annotations
 
-import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,12 +23,11 @@ from rerank_udf import tables
 from rerank_udf.config import Columns, Nested
 from rerank_udf.errors import ConfigError, InputError
 from rerank_udf.spark import keys
+from rerank_udf.spark.arrays import flat
+from rerank_udf.spark.named import ID_TYPES, INTEGER_TYPES, NUMBER_TYPES, NamedTable
+from rerank_udf.spark.texts import TextSide, text_side
 from rerank_udf.tables import Reason
 
-_ID_TYPES = (T.StringType, T.ByteType, T.ShortType, T.IntegerType, T.LongType)
-_INTEGER_TYPES = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
-_NUMBER_TYPES = (*_INTEGER_TYPES, T.FloatType, T.DoubleType, T.DecimalType)
-_TEXT_IS_PLAIN = (*_INTEGER_TYPES, T.StringType, T.BooleanType, T.DateType, T.DecimalType)
 _RESERVED = (
     tables.QUERY_ID,
     tables.PASSAGE_ID,
@@ -73,48 +71,6 @@ class Prepared:
     has_score: bool
 
 
-@dataclass(frozen=True)
-class _Table:
-    """A DataFrame whose columns are renamed by position, with the user's names beside them."""
-
-    label: str
-    frame: DataFrame
-    internal: dict[str, str]
-    types: dict[str, T.DataType]
-
-    @classmethod
-    def of(cls, label: str, frame: DataFrame, prefix: str) -> _Table:
-        twice = [name for name, count in Counter(frame.columns).items() if count > 1]
-        if twice:
-            raise InputError(f"{label} has two columns called {twice[0]!r}; rename or drop one of them")
-        names = [f"_{prefix}{i}" for i in range(len(frame.columns))]
-        internal = dict(zip(frame.columns, names, strict=True))
-        types = {f.name: f.dataType for f in frame.schema.fields}
-        return cls(label, frame.toDF(*names), internal, types)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.internal
-
-    def column(self, name: str) -> Column:
-        return F.col(self.internal[name])
-
-    def require(
-        self, name: str, setting: str, allowed: tuple[type[T.DataType], ...], expected: str
-    ) -> Column:
-        """The column `name`, or an InputError that names the table, what it has and the setting to change."""
-        if name not in self.internal:
-            raise InputError(
-                f"{self.label} has no column {name!r} (it has {', '.join(self.internal) or 'none'}); "
-                f"name the right one in input.columns.{setting}"
-            )
-        found = self.types[name]
-        if not isinstance(found, allowed):
-            raise InputError(
-                f"{self.label}.{name} is {found.simpleString()}, expected {expected}; cast it first"
-            )
-        return self.column(name)
-
-
 def prepare(
     candidates: DataFrame, queries: DataFrame | None, passages: DataFrame | None, shape: Shape
 ) -> Prepared:
@@ -124,7 +80,7 @@ def prepare(
     that names an unknown column, or `depth` without a first-stage order.
     """
     names = shape.columns
-    table = _Table.of("candidates", _flat(candidates, shape), "c")
+    table = NamedTable.of("candidates", flat(candidates, shape.nested, shape.columns), "c")
     rows, has_rank, has_score = _candidate_columns(table, shape, queries, passages)
     if shape.depth is not None and not (has_rank or has_score):
         raise ConfigError(
@@ -132,10 +88,10 @@ def prepare(
         )
     if shape.limit_queries is not None:
         rows = _some_queries(rows, shape.limit_queries)
-    query_side = _texts(
-        table, queries, "queries", names.query_id, "query_id", names.query, shape.query_template, shape
+    query_side = text_side(
+        table, queries, "queries", names.query_id, "query_id", names.query, shape.query_template, names
     )
-    passage_side = _texts(
+    passage_side = text_side(
         table,
         passages,
         "passages",
@@ -143,7 +99,7 @@ def prepare(
         "passage_id",
         names.passage,
         shape.passage_template,
-        shape,
+        names,
     )
     rows = _with_keys(rows, query_side, passage_side)
     rows = _with_reasons(rows, table.internal, shape)
@@ -159,12 +115,12 @@ def prepare(
 
 
 def _without_candidates(
-    candidates: DataFrame, flat: _Table, queries: DataFrame | None, shape: Shape
+    candidates: DataFrame, flat: NamedTable, queries: DataFrame | None, shape: Shape
 ) -> DataFrame | None:
     """Ids of the queries that have nothing to rank: query ids that no candidate names, or empty arrays."""
     name = shape.columns.query_id
     if queries is not None:
-        asked = _Table.of("queries", queries, "q")
+        asked = NamedTable.of("queries", queries, "q")
         ids = asked.frame.select(asked.column(name).cast("string").alias("_id")).where(
             F.col("_id").isNotNull()
         )
@@ -172,103 +128,20 @@ def _without_candidates(
         return ids.distinct().join(have, "_id", "left_anti")
     if shape.nested is None:
         return None
-    table = _Table.of("candidates", candidates, "n")
+    table = NamedTable.of("candidates", candidates, "n")
     array = table.column(shape.nested.array or shape.columns.passage_id)
     empty = F.coalesce(F.size(array), F.lit(0)) <= 0
     return table.frame.where(empty).select(table.column(name).cast("string").alias("_id"))
 
 
-# --- one row a query → one row a pair ---
-
-
-def _flat(candidates: DataFrame, shape: Shape) -> DataFrame:
-    """Long tables as they are; arrays exploded in order, with `rank` their position from 1 unless they carry one."""
-    nested, names = shape.nested, shape.columns
-    if nested is None:
-        return candidates
-    if nested.array:
-        return _explode_structs(candidates, nested.array, names)
-    return _explode_parallel(candidates, names)
-
-
-def _explode_structs(candidates: DataFrame, array: str, names: Columns) -> DataFrame:
-    table = _Table.of("candidates", candidates, "n")
-    if array not in table:
-        raise InputError(
-            f"candidates has no column {array!r} (it has {', '.join(table.internal)}); see input.nested"
-        )
-    kind = table.types[array]
-    if not (isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.StructType)):
-        raise InputError(
-            f"candidates.{array} is {kind.simpleString()}, expected array<struct<{names.passage_id}, …>>; "
-            "for parallel arrays set input.nested to parallel"
-        )
-    fields = kind.elementType.fieldNames()
-    others = [name for name in table.internal if name not in (array, names.rank, *fields)]
-    by_position = [T.StructField(f"_f{i}", f.dataType) for i, f in enumerate(kind.elementType.fields)]
-    renamed = table.column(array).cast(T.ArrayType(T.StructType(by_position)))
-    exploded = table.frame.select(
-        *[table.column(name).alias(f"_o{i}") for i, name in enumerate(others)],
-        F.posexplode(renamed).alias("_position", "_element"),
-    )
-    element = [F.col("_element").getField(f"_f{i}").alias(f"_f{i}") for i in range(len(fields))]
-    position = [] if names.rank in fields else [(F.col("_position") + 1).alias("_rank")]
-    flat = exploded.select(*[f"_o{i}" for i in range(len(others))], *element, *position)
-    return flat.toDF(*others, *fields, *([names.rank] if position else []))
-
-
-def _explode_parallel(candidates: DataFrame, names: Columns) -> DataFrame:
-    """Arrays of unequal length become one row that keeps the query's id and says so (`_unequal`)."""
-    table = _Table.of("candidates", candidates, "n")
-    wanted = [names.passage_id, names.passage, names.score, names.rank]
-    arrays = [n for n in wanted if n in table and isinstance(table.types[n], T.ArrayType)]
-    if names.passage_id not in arrays:
-        raise InputError(
-            f"input.nested is parallel, but candidates.{names.passage_id} is not an array column; "
-            f"candidates has {', '.join(f'{n} {t.simpleString()}' for n, t in table.types.items())}"
-        )
-    others = [name for name in table.internal if name not in (names.rank, *arrays)]
-    columns = [table.column(name) for name in arrays]
-    sizes = [F.coalesce(F.size(column), F.lit(-1)) for column in columns]
-    unequal = F.greatest(*sizes) != F.least(*sizes) if len(sizes) > 1 else F.lit(False)
-    detail = F.concat(
-        F.lit("arrays of unequal length: "),
-        F.concat_ws(", ", *[_length(n, s) for n, s in zip(arrays, sizes, strict=True)]),
-    )
-    zipped = F.arrays_zip(*[c.alias(f"_f{i}") for i, c in enumerate(columns)])
-    length = F.when(unequal, F.lit(1)).otherwise(F.greatest(sizes[0], F.lit(0)))
-    indexes = F.when(length > 0, F.sequence(F.lit(0), length - 1))
-    exploded = table.frame.select(
-        *[table.column(name).alias(f"_o{i}") for i, name in enumerate(others)],
-        F.when(unequal, detail).alias("_unequal"),
-        zipped.alias("_zipped"),
-        F.explode(indexes).alias("_position"),
-    )
-    sound = F.col("_unequal").isNull()
-    element = [
-        F.when(sound, F.get(F.col("_zipped"), F.col("_position")).getField(f"_f{i}")).alias(f"_f{i}")
-        for i in range(len(arrays))
-    ]
-    position = [] if names.rank in arrays else [F.when(sound, F.col("_position") + 1).alias("_rank")]
-    flat = exploded.select(*[f"_o{i}" for i in range(len(others))], *element, *position, "_unequal")
-    return flat.toDF(*others, *arrays, *([names.rank] if position else []), "_unequal")
-
-
-def _length(name: str, size: Column) -> Column:
-    return F.concat(F.lit(f"{name} "), F.when(size < 0, F.lit("null")).otherwise(size.cast("string")))
-
-
-# --- the candidates' own columns ---
-
-
 def _candidate_columns(
-    table: _Table, shape: Shape, queries: DataFrame | None, passages: DataFrame | None
+    table: NamedTable, shape: Shape, queries: DataFrame | None, passages: DataFrame | None
 ) -> tuple[DataFrame, bool, bool]:
     names = shape.columns
-    query_id = table.require(names.query_id, "query_id", _ID_TYPES, "a string or an integer")
-    passage_id = table.require(names.passage_id, "passage_id", _ID_TYPES, "a string or an integer")
-    score, bad_score = _number(table, names.score, "score", "double", _NUMBER_TYPES, shape.lenient_numbers)
-    rank, bad_rank = _number(table, names.rank, "rank", "int", _INTEGER_TYPES, shape.lenient_numbers)
+    query_id = table.require(names.query_id, "query_id", ID_TYPES, "a string or an integer")
+    passage_id = table.require(names.passage_id, "passage_id", ID_TYPES, "a string or an integer")
+    score, bad_score = _number(table, names.score, "score", "double", NUMBER_TYPES, shape.lenient_numbers)
+    rank, bad_rank = _number(table, names.rank, "rank", "int", INTEGER_TYPES, shape.lenient_numbers)
     used = {names.query_id, names.passage_id, names.score, names.rank, "_unequal"}
     if queries is None:
         used.add(names.query)
@@ -294,7 +167,12 @@ def _candidate_columns(
 
 
 def _number(
-    table: _Table, name: str, setting: str, target: str, allowed: tuple[type[T.DataType], ...], lenient: bool
+    table: NamedTable,
+    name: str,
+    setting: str,
+    target: str,
+    allowed: tuple[type[T.DataType], ...],
+    lenient: bool,
 ) -> tuple[Column, Column]:
     """The optional number column as `target`, and a sentence for each value that cannot serve as one.
 
@@ -311,7 +189,7 @@ def _number(
     return value, F.when(raw.isNotNull() & (value.isNull() | unusable), sentence)
 
 
-def _kept_columns(table: _Table, used: set[str], shape: Shape) -> list[str]:
+def _kept_columns(table: NamedTable, used: set[str], shape: Shape) -> list[str]:
     """The pass-through columns, in the candidates' order."""
     free = [name for name in table.internal if name not in used]
     if shape.keep_columns == "none":
@@ -341,20 +219,20 @@ def _kept_columns(table: _Table, used: set[str], shape: Shape) -> list[str]:
     return kept
 
 
-def _struct(table: _Table, kept: Sequence[str]) -> Column:
+def _struct(table: NamedTable, kept: Sequence[str]) -> Column:
     """The pass-through columns under their own names; a null string where there are none (Parquet has no void)."""
     if not kept:
         return F.lit(None).cast("string")
     return F.struct(*[_storable(table, name).alias(name) for name in kept])
 
 
-def _storable(table: _Table, name: str) -> Column:
+def _storable(table: NamedTable, name: str) -> Column:
     """The column; as a string where it is `void` (a bare NULL in SQL), which Parquet has not."""
     column = table.column(name)
     return column.cast("string") if isinstance(table.types[name], T.NullType) else column
 
 
-def _tie_break(table: _Table, kept: Sequence[str]) -> Column:
+def _tie_break(table: NamedTable, kept: Sequence[str]) -> Column:
     """A number that orders duplicates which agree in rank, score and texts, by their other columns."""
     parts = [_hashable(table.column(name), table.types[name]) for name in kept]
     return F.xxhash64(*parts) if parts else F.lit(0).cast("long")
@@ -374,142 +252,7 @@ def _some_queries(rows: DataFrame, count: int) -> DataFrame:
     return rows.join(F.broadcast(chosen), "_query_id", "left_semi")
 
 
-# --- texts ---
-
-
-@dataclass(frozen=True)
-class _TextSide:
-    """One of the two texts of a pair.
-
-    `inline`: columns `key` and `problem` expressed over the candidates' own columns; otherwise `by_id` maps an id
-    to them and is joined. `texts` has (key, text) in that order.
-    """
-
-    noun: str
-    id_column: str
-    by_id: DataFrame | None
-    inline: tuple[Column, Column] | None
-    texts: DataFrame
-
-
-def _texts(
-    candidates: _Table,
-    own_table: DataFrame | None,
-    label: str,
-    id_name: str,
-    id_setting: str,
-    text_name: str,
-    template: str,
-    shape: Shape,
-) -> _TextSide:
-    noun = "query" if label == "queries" else "passage"
-    if own_table is None:
-        if text_name not in candidates:
-            raise InputError(
-                f"no text for the {label}: candidates has no column {text_name!r} (it has "
-                f"{', '.join(candidates.internal)}) and input.{label} is not set; give one of them"
-            )
-        text = _rendered(candidates, template, noun, text_name, shape.columns)
-        key = keys.text_key(text)
-        texts = candidates.frame.select(key, text).where(text.isNotNull())
-        return _TextSide(noun, f"_{id_setting}", None, (key, _text_problem(text, noun)), texts)
-    table = _Table.of(label, own_table, "q" if noun == "query" else "p")
-    identifier = table.require(id_name, id_setting, _ID_TYPES, "a string or an integer").cast("string")
-    text = _rendered(table, template, noun, text_name, shape.columns)
-    key = F.when(_text_problem(text, noun).isNull(), keys.text_key(text))
-    return _TextSide(
-        noun,
-        f"_{id_setting}",
-        _unique_by_id(table.frame, identifier, keys.text_key(text), _text_problem(text, noun), noun),
-        None,
-        table.frame.select(key, text).where(key.isNotNull()),
-    )
-
-
-def _unique_by_id(frame: DataFrame, identifier: Column, key: Column, problem: Column, noun: str) -> DataFrame:
-    """id → (key, problem). An id that stands for two different texts gets the problem `ambiguous_…`."""
-    comparable = F.coalesce(key, F.lit(b"null").cast("binary"))
-    grouped = (
-        frame.where(identifier.isNotNull())
-        .groupBy(identifier.alias(f"_{noun}_join"))
-        .agg(
-            F.min(comparable).alias("_low"),
-            F.max(comparable).alias("_high"),
-            F.min(key).alias(f"_{noun}_key"),
-            F.min(problem).alias("_problem"),
-        )
-    )
-    ambiguous = F.when(F.col("_low") != F.col("_high"), F.lit(f"ambiguous_{noun}"))
-    return grouped.select(
-        f"_{noun}_join", f"_{noun}_key", F.coalesce(ambiguous, F.col("_problem")).alias(f"_{noun}_problem")
-    )
-
-
-def _text_problem(text: Column, noun: str) -> Column:
-    """The reason code of a text that cannot be scored, else null."""
-    return F.when(text.isNull(), F.lit(f"null_{noun}")).when(~valid_utf8(text), F.lit(Reason.INVALID_UTF8))
-
-
-def valid_utf8(text: Column) -> Column:
-    """Whether the bytes of a string column are UTF-8, which Spark does not promise."""
-    if hasattr(F, "is_valid_utf8"):
-        return F.is_valid_utf8(text)
-    # Spark 3.5 has no such function; there decode() replaces what is not UTF-8, so the bytes differ.
-    repaired = F.encode(F.decode(text.cast("binary"), "UTF-8"), "UTF-8")
-    return repaired == text.cast("binary")
-
-
-def _rendered(table: _Table, template: str, noun: str, text_name: str, names: Columns) -> Column:
-    """The template as a column. Null where the main text is null; other null columns render as nothing."""
-    aliases = {noun: text_name, "title": names.title or "title"}
-    parts: list[Column] = []
-    main_seen = False
-    for literal, name, spec, conversion in _parsed(template, noun):
-        if literal:
-            parts.append(F.lit(literal))
-        if name is None:
-            continue
-        if spec or conversion:
-            raise ConfigError(
-                f"input.{noun}_template {template!r}: only plain {{column}} fields are understood"
-            )
-        column = aliases.get(name, name)
-        if column not in table:
-            raise ConfigError(
-                f"input.{noun}_template {template!r} names {name!r}, but {table.label} has no column {column!r} "
-                f"(it has {', '.join(table.internal)})"
-            )
-        if name == noun:
-            main_seen = True
-            parts.append(table.require(column, noun, (T.StringType,), "a string"))
-        else:
-            parts.append(F.coalesce(_as_text(table, column, template, noun), F.lit("")))
-    if not main_seen:
-        raise ConfigError(f"input.{noun}_template {template!r} does not contain {{{noun}}}")
-    return parts[0] if len(parts) == 1 else F.concat(*parts)
-
-
-def _as_text(table: _Table, name: str, template: str, noun: str) -> Column:
-    kind = table.types[name]
-    if not isinstance(kind, _TEXT_IS_PLAIN):
-        raise ConfigError(
-            f"input.{noun}_template {template!r} names {name!r}, which is {kind.simpleString()} in {table.label}: its "
-            "text depends on time zone, settings or Spark's version; cast it to a string in the input"
-        )
-    return table.column(name).cast("string")
-
-
-def _parsed(template: str, noun: str) -> list[tuple[str, str | None, str | None, str | None]]:
-    try:
-        return list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ConfigError(f"input.{noun}_template {template!r}: {error}; write {{{{ for a brace") from error
-
-
-# --- keys, reasons, order ---
-
-
-def _with_keys(rows: DataFrame, query: _TextSide, passage: _TextSide) -> DataFrame:
+def _with_keys(rows: DataFrame, query: TextSide, passage: TextSide) -> DataFrame:
     for side in (query, passage):
         if side.inline is not None:
             key, problem = side.inline

@@ -15,9 +15,9 @@ from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import DoubleType, FloatType
 
 from rerank_udf.errors import ConfigError, InputError
-from rerank_udf.spark.candidates import valid_utf8
 from rerank_udf.spark.model import plan_for_functions
 from rerank_udf.spark.scoring import process_scorer
+from rerank_udf.spark.texts import valid_utf8
 
 
 def cross_encoder_udf(

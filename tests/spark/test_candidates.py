@@ -12,7 +12,8 @@ from tables_of import PASSAGES, QUERIES, frame, three_tables
 from rerank_udf.config import Columns, Nested
 from rerank_udf.errors import ConfigError, InputError
 from rerank_udf.identity import pair_key, text_key
-from rerank_udf.spark.candidates import Prepared, Shape, prepare, valid_utf8
+from rerank_udf.spark.candidates import Prepared, Shape, prepare
+from rerank_udf.spark.texts import valid_utf8
 from rerank_udf.tables import Reason
 
 LONG = "query_id string, passage_id string, score double, rank int"
