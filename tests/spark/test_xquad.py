@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,16 @@ pytestmark = [
         not DATA.is_dir(), reason=f"no XQuAD in {DATA}: set RERANK_UDF_DATA to the folder of retrieval sets"
     ),
 ]
+
+
+FLAG_RERANKER_LOOP = """
+import json, sys
+from FlagEmbedding import FlagReranker
+job = json.load(open(sys.argv[1], encoding="utf-8"))
+reranker = FlagReranker(job["model"], use_fp16=False, devices="cpu", batch_size=16, max_length=512)
+scores = [float(score) for score in reranker.compute_score(job["pairs"])]
+json.dump(scores, open(sys.argv[2], "w", encoding="utf-8"))
+"""
 
 
 def texts(table: str) -> dict[str, str]:
@@ -128,3 +140,34 @@ def test_a_real_architecture_ranks_as_transformers_does_pair_by_pair(spark, tiny
         best_below = np.maximum.accumulate(plain[::-1])[::-1]
         assert (np.array(plain) >= best_below - 1e-4).all()
     assert largest <= 1e-4
+
+
+@pytest.mark.reference
+@pytest.mark.slow
+def test_the_job_ranks_as_a_plain_loop_over_flag_reranker(spark, tiny_xlmr, tmp_path):
+    root = Path(__file__).parents[2]
+    python = root / ".venv-reference" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("no .venv-reference: `make reference` builds it")
+    _, found = reranked(spark, tiny_xlmr, tmp_path, input={"limit_queries": 120})
+    queries, passages = texts("queries"), texts("passages")
+    listed = [(query_id, row) for query_id, rows in found.items() for row in rows]
+    pairs = [(queries[query_id], passages[row["passage_id"]]) for query_id, row in listed]
+    job = {"model": str(tiny_xlmr), "pairs": pairs}
+    (tmp_path / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    done = subprocess.run(
+        [python, "-c", FLAG_RERANKER_LOOP, tmp_path / "job.json", tmp_path / "logits.json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = np.array(json.loads((tmp_path / "logits.json").read_text(encoding="utf-8")))
+    assert len(found) == 120
+    assert np.abs(expected - [row["logit"] for _, row in listed]).max() <= 1e-4
+    start = 0
+    for rows in found.values():
+        plain = expected[start : start + len(rows)]
+        start += len(rows)
+        best_below = np.maximum.accumulate(plain[::-1])[::-1]
+        assert (plain >= best_below - 1e-4).all()
