@@ -2,43 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 
 RowNumbers = npt.NDArray[np.int64]
 
+Layout = Literal["packed", "padded", "equal_lengths"]
+"""What a batch may hold, and what it costs. "packed": any rows, one after the other; the sum of their lengths.
+"padded": any rows, each as wide as the longest; rows × longest. "equal_lengths": only rows of one length; their
+sum."""
+
 
 def plan_batches(
-    lengths: npt.ArrayLike, max_tokens_per_batch: int, *, padded: bool = False
+    lengths: npt.ArrayLike, max_tokens_per_batch: int, layout: Layout = "packed"
 ) -> list[RowNumbers]:
     """Group rows into batches under a token budget, longest rows first.
 
-    `lengths`: integers (n,), tokens in each row. A batch costs the sum of its lengths, or, with `padded`, its
-    number of rows times its longest. Returns row numbers, int64; each row is in exactly one batch, and a row
-    over the budget by itself is a batch by itself. Rows of equal length keep their order, so that a plan
-    depends on nothing but its arguments.
+    `lengths`: integers (n,), tokens in each row; `layout` says what a batch costs. Returns row numbers, int64; each
+    row is in exactly one batch, and a row over the budget by itself is a batch by itself. Rows of equal length keep
+    their order, so that a plan depends on nothing but its arguments. Python steps per batch, none per row. Raises
+    ValueError for a budget below 1.
     """
     if max_tokens_per_batch < 1:
         raise ValueError(f"max_tokens_per_batch is {max_tokens_per_batch}; it must be at least 1 token")
     sizes = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(-sizes, kind="stable")
-    ordered = sizes[order]
+    ends = _equal_ends if layout == "equal_lengths" else _padded_ends if layout == "padded" else _packed_ends
+    return np.split(order, list(ends(sizes[order], max_tokens_per_batch))[:-1]) if len(order) else []
+
+
+def batch_cost(lengths: npt.NDArray[np.int64], layout: Layout) -> int:
+    """Tokens that a batch counts for: the sum of its lengths, or rows × longest where it is padded."""
+    return int(lengths.max()) * len(lengths) if layout == "padded" else int(lengths.sum())
+
+
+def _packed_ends(ordered: npt.NDArray[np.int64], budget: int) -> Iterator[int]:
+    """Where each batch ends in lengths that fall; as many rows as their sum allows."""
     ends_in_tokens = np.cumsum(ordered)
-    batches: list[RowNumbers] = []
+    end = tokens = 0
+    while end < len(ordered):
+        end = max(end + 1, int(np.searchsorted(ends_in_tokens, tokens + budget, side="right")))
+        tokens = int(ends_in_tokens[end - 1])
+        yield end
+
+
+def _padded_ends(ordered: npt.NDArray[np.int64], budget: int) -> Iterator[int]:
+    """As `_packed_ends`; as many rows as fit where each takes the room of the first."""
+    end = 0
+    while end < len(ordered):
+        end = min(len(ordered), end + max(1, budget // max(1, int(ordered[end]))))
+        yield end
+
+
+def _equal_ends(ordered: npt.NDArray[np.int64], budget: int) -> Iterator[int]:
+    """As `_packed_ends`; a run of one length in the fewest batches, which differ by one row at most.
+
+    Filling each batch to the budget could leave one row for the last, which costs a device much and does little.
+    """
+    run_ends = np.append(np.flatnonzero(np.diff(ordered)) + 1, len(ordered)).tolist()
     start = 0
-    while start < len(order):
-        if padded:
-            rows = max_tokens_per_batch // max(1, int(ordered[start]))
-        else:
-            tokens_before = int(ends_in_tokens[start] - ordered[start])
-            last = np.searchsorted(ends_in_tokens, tokens_before + max_tokens_per_batch, side="right")
-            rows = int(last) - start
-        stop = start + max(1, rows)
-        batches.append(order[start:stop])
-        start = stop
-    return batches
-
-
-def batch_cost(lengths: npt.NDArray[np.int64], *, padded: bool) -> int:
-    """Tokens that a batch counts for: the sum of its lengths, or rows times the longest where it is padded."""
-    return int(lengths.max()) * len(lengths) if padded else int(lengths.sum())
+    for run_end in run_ends:
+        rows = run_end - start
+        batches = -(-rows // max(1, budget // max(1, int(ordered[start]))))
+        for batch in range(1, batches + 1):
+            yield start + rows * batch // batches
+        start = run_end

@@ -79,30 +79,45 @@ def pair_errors(
 
 
 def _arrow_column(texts: Any, name: str) -> TextColumn:
-    array = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
-    if str(array.type) == "string_view":  # polars and others; older pyarrow has no such type
-        array = array.cast(pa.large_string())
-    if pa.types.is_null(array.type):
-        return TextColumn(np.full(len(array), -1, np.int64), [], {})
-    if not pa.types.is_dictionary(array.type):
-        array = array.dictionary_encode() if _is_text(array.type) else array
-    value_type = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+    if str(texts.type) == "string_view":  # polars and others; older pyarrow has no such type
+        texts = texts.cast(pa.large_string())
+    if pa.types.is_null(texts.type):
+        return TextColumn(np.full(len(texts), -1, np.int64), [], {})
+    if _is_text(texts.type):
+        texts = (
+            texts.dictionary_encode()
+        )  # before chunks are joined: the numbers are less to copy than the texts
+    value_type = texts.type.value_type if pa.types.is_dictionary(texts.type) else texts.type
     if not _is_text(value_type):
         raise InputError(f"{name} is an Arrow array of {value_type}; expected string")
-    values, errors = _decoded(array.dictionary)
-    indices = array.indices.cast(pa.int64()).fill_null(-1)
-    codes: npt.NDArray[np.int64] = indices.to_numpy(zero_copy_only=False)
-    # Arrow allows a null in the dictionary as well as among the indices
-    nulls = [number for number, value in enumerate(values) if value is None and number not in errors]
-    if nulls:
-        codes = np.where(np.isin(codes, nulls), -1, codes)
-        for number in nulls:
-            values[number] = ""
+    array = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    codes, dictionary = _used(array)
+    values, errors = _decoded(dictionary)
     return TextColumn(codes, values, errors)
 
 
 def _is_text(arrow_type: Any) -> bool:
     return bool(pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type))
+
+
+def _used(array: Any) -> tuple[npt.NDArray[np.int64], Any]:
+    """A dictionary array's codes, −1 for null, and its dictionary, without nulls and without what no row uses.
+
+    Arrow allows a null in the dictionary as well as among the indices; and a slice keeps the whole dictionary.
+    """
+    codes: npt.NDArray[np.int64] = array.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+    dictionary = array.dictionary
+    if dictionary.null_count:
+        is_null = np.append(
+            dictionary.is_null().to_numpy(zero_copy_only=False), False
+        )  # the last is for code −1
+        codes = np.where(is_null[codes], -1, codes)
+    used = np.zeros(len(dictionary) + 1, dtype=np.bool_)
+    used[codes] = True
+    if used[:-1].all():
+        return codes, dictionary
+    numbers = np.cumsum(used[:-1]) - 1
+    return np.where(codes < 0, -1, np.append(numbers, -1)[codes]), dictionary.filter(pa.array(used[:-1]))
 
 
 def _decoded(dictionary: Any) -> tuple[list[str | None], PairErrors]:
@@ -116,7 +131,7 @@ def _decoded(dictionary: Any) -> tuple[list[str | None], PairErrors]:
     errors: PairErrors = {}
     for number, raw in enumerate(raws):
         try:
-            values.append(None if raw is None else raw.decode("utf-8"))
+            values.append(raw.decode("utf-8"))
         except UnicodeDecodeError as error:
             values.append(None)
             detail = f"the text is not valid UTF-8 at byte {error.start}: {error.reason}"

@@ -7,20 +7,19 @@ library itself, so they do not depend on which transformers is installed, or on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from rerank_udf.encoding import TextCache, TextEncoder
 from rerank_udf.errors import ConfigError, ModelError
 from rerank_udf.machine import set_tokenizer_threads
 from rerank_udf.models.checkpoint import SENTENCEPIECE_FILE, TOKENIZER_FILE
 from rerank_udf.models.sentencepiece import converted_tokenizer
-from rerank_udf.tables import Reason
 from rerank_udf.texts import PairErrors, TextColumn, Texts, pair_errors, text_columns
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 Truncation = Literal["only_second", "longest_first"]
 _ROBERTA_MASK = "<mask>"
-_CHARACTERS_PER_CALL = 2_000_000
 
 _Ints = npt.NDArray[np.int64]
 _Ids = npt.NDArray[np.int32]
@@ -104,15 +102,19 @@ class PairTemplate:
     passage_type: int
 
     @property
+    def parts(self) -> tuple[TemplatePart, TemplatePart, TemplatePart]:
+        """`before`, `between` and `after`."""
+        return self.before, self.between, self.after
+
+    @property
     def special_tokens(self) -> int:
         """Tokens that the template adds to a pair."""
-        return len(self.before.ids) + len(self.between.ids) + len(self.after.ids)
+        return sum(len(part.ids) for part in self.parts)
 
     @property
     def uses_types(self) -> bool:
         """Whether any token type is not 0."""
-        specials = (*self.before.types, *self.between.types, *self.after.types)
-        return any((*specials, self.query_type, self.passage_type))
+        return any((self.query_type, self.passage_type)) or any(any(part.types) for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class _TokenizedTexts:
     """The distinct texts of a column, tokenised.
 
     `ids`: int32, one text after the other, each cut to what a pair can hold at most; `starts`: int64 (distinct,),
-    where each begins in it; `lengths`: int64 (distinct,), tokens before any cut.
+    where each begins in it; `lengths`: int64 (distinct,), as `EncodedText.tokens`: exact, or more than a pair can hold.
     """
 
     ids: _Ids
@@ -151,18 +153,18 @@ class _TokenizedTexts:
 
 
 @dataclass(frozen=True)
-class _Side:
-    """One side of n pairs: `codes` says which text, `kept` how many of its tokens; int64 (n,) each."""
+class _Arena:
+    """What pairs are put together from: the template's special tokens, the distinct queries, the distinct passages.
 
-    texts: _TokenizedTexts
-    codes: _Ints
-    kept: _Ints
+    `ids`: int32, `types`: uint8 or None where every type is 0; `special_starts`: int64 (3,), where the template's
+    parts begin; `special_sizes`: int64 (3,); `text_starts`: int64 (2, n), where each pair's two texts begin.
+    """
 
-    def copy_into(self, target: npt.NDArray[Any], rows: _Ints, starts: _Ints) -> None:
-        """Write the kept tokens of some pairs to where each starts in `target`."""
-        kept = self.kept[rows]
-        sources = _ranges(self.texts.starts[self.codes[rows]], kept)
-        target[_ranges(starts, kept)] = self.texts.ids[sources]
+    ids: _Ids
+    types: _Types | None
+    special_starts: _Ints
+    special_sizes: _Ints
+    text_starts: _Ints
 
 
 @dataclass(frozen=True)
@@ -175,38 +177,22 @@ class CutPairs:
     lengths: _Ints
     truncated: npt.NDArray[np.bool_]
     errors: PairErrors
-    _template: PairTemplate
-    _query: _Side
-    _passage: _Side
+    _arena: _Arena
+    _kept: _Ints  # (2, n): tokens kept of each pair's two texts
 
     def assemble(self, rows: _Ints) -> tuple[_Ids, _Ints, _Types | None]:
         """Ids, offsets and types, as in TokenizedPairs, of the pairs numbered `rows`, in that order.
 
-        No Python step per pair or token. Each pair must have a length.
+        No Python step per pair or token: a pair is five pieces of the arena, and all pieces are copied at once. Each
+        pair must have a length.
         """
-        template, query_kept = self._template, self._query.kept[rows]
+        starts, sizes = np.empty((2, len(rows), 5), dtype=np.int64)
+        starts[:, 0::2], sizes[:, 0::2] = self._arena.special_starts, self._arena.special_sizes
+        starts[:, 1::2], sizes[:, 1::2] = self._arena.text_starts[:, rows].T, self._kept[:, rows].T
+        places = _ranges(starts.ravel(), sizes.ravel())
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths[rows])])
-        query_starts = offsets[:-1] + len(template.before.ids)
-        between = query_starts + query_kept
-        passage_starts = between + len(template.between.ids)
-        after = passage_starts + self._passage.kept[rows]
-
-        ids = np.empty(int(offsets[-1]), dtype=np.int32)
-        self._query.copy_into(ids, rows, query_starts)
-        self._passage.copy_into(ids, rows, passage_starts)
-        places = ((template.before, offsets[:-1]), (template.between, between), (template.after, after))
-        for part, starts in places:
-            for place, token in enumerate(part.ids):
-                ids[starts + place] = token
-        if not template.uses_types:
-            return ids, offsets, None
-
-        types = np.full(len(ids), template.query_type, dtype=np.uint8)
-        types[_ranges(passage_starts, self._passage.kept[rows])] = template.passage_type
-        for part, starts in places:
-            for place, token_type in enumerate(part.types):
-                types[starts + place] = token_type
-        return ids, offsets, types
+        types = None if self._arena.types is None else self._arena.types[places]
+        return self._arena.ids[places], offsets, types
 
 
 class PairTokenizer:
@@ -219,6 +205,8 @@ class PairTokenizer:
         self.limits = limits
         self.template = pair_template(tokenizer)
         limits.check_room(self.template.special_tokens)
+        self._room = limits.max_length - self.template.special_tokens
+        self.encoder = TextEncoder(tokenizer, self._room)
 
     @classmethod
     def from_folder(cls, folder: str | Path, limits: PairLimits | None = None) -> PairTokenizer:
@@ -244,41 +232,62 @@ class PairTokenizer:
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(pairs.lengths)])
         return TokenizedPairs(token_ids, offsets, type_ids, pairs.truncated, pairs.errors)
 
-    def cut(self, queries: TextColumn, passages: TextColumn) -> CutPairs:
-        """Tokenise each distinct text once and decide what is kept of each pair's two; see `encode`."""
-        query_texts, passage_texts = self._tokenise(queries), self._tokenise(passages)
+    def cut(self, queries: TextColumn, passages: TextColumn, cache: TextCache | None = None) -> CutPairs:
+        """Tokenise each distinct text once and decide what is kept of each pair's two; see `encode`.
+
+        A text that is in `cache` is not tokenised again: pass the same one for all columns that may share texts.
+        """
+        cache = TextCache() if cache is None else cache
+        query_texts, passage_texts = self._tokenise(queries, cache), self._tokenise(passages, cache)
         errors = pair_errors(queries.codes, query_texts.errors, passages.codes, passage_texts.errors)
         sound = np.ones(len(queries.codes), dtype=np.bool_)
         sound[list(errors)] = False
-        rows = np.flatnonzero(sound)
-        full = query_texts.lengths[queries.codes[rows]], passage_texts.lengths[passages.codes[rows]]
+        codes = np.stack([queries.codes, passages.codes])[:, sound]
+        full = np.stack([query_texts.lengths[codes[0]], passage_texts.lengths[codes[1]]])
+        if self.limits.query_limit is None and self._room % 2:
+            self._settle_odd_tokens(full, codes, (queries, passages))
 
         kept = np.zeros((2, len(sound)), dtype=np.int64)
-        kept[:, rows] = kept_lengths(*full, self.limits, self.template.special_tokens)
+        kept[:, sound] = kept_lengths(full[0], full[1], self.limits, self._room)
         truncated = np.zeros(len(sound), dtype=np.bool_)
-        truncated[rows] = (kept[0, rows] < full[0]) | (kept[1, rows] < full[1])
+        truncated[sound] = (kept[:, sound] < full).any(axis=0)
         return CutPairs(
             lengths=np.where(sound, kept.sum(axis=0) + self.template.special_tokens, 0),
             truncated=truncated,
             errors=errors,
-            _template=self.template,
-            _query=_Side(query_texts, queries.codes, kept[0]),
-            _passage=_Side(passage_texts, passages.codes, kept[1]),
+            _arena=_arena(self.template, query_texts, passage_texts, codes, sound),
+            _kept=kept,
         )
 
     def seen(self, query: str, passage: str) -> tuple[str, str]:
         """What the model reads of each text: up to the end of the last token that is kept."""
         encodings = [self._tokenizer.encode(text, add_special_tokens=False) for text in (query, passage)]
         lengths = [np.array([len(encoding.ids)], dtype=np.int64) for encoding in encodings]
-        kept = kept_lengths(lengths[0], lengths[1], self.limits, self.template.special_tokens)
+        kept = kept_lengths(lengths[0], lengths[1], self.limits, self._room)
         ends = [e.offsets[int(k[0]) - 1][1] if k[0] else 0 for e, k in zip(encodings, kept, strict=True)]
         return query[: ends[0]], passage[: ends[1]]
 
-    def _tokenise(self, column: TextColumn) -> _TokenizedTexts:
-        encoded, lengths, errors = _encode_all(self._tokenizer, column, self.limits.max_length)
-        stored = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
-        ids = np.concatenate(encoded) if encoded else np.empty(0, np.int32)
-        return _TokenizedTexts(ids, np.cumsum(stored) - stored, lengths, errors)
+    def _settle_odd_tokens(self, full: _Ints, codes: _Ints, columns: tuple[TextColumn, TextColumn]) -> None:
+        """Make the lengths exact, in place, of pairs whose texts are both too long: "longest_first" gives the odd token
+        of the room to the longer one, and where only prefixes were read nobody knows which that is.
+
+        `full`, `codes`: int64 (2, pairs), lengths and numbers of the texts.
+        """
+        doubtful = (full > self._room).all(axis=0)
+        for lengths, numbers, column in zip(full, codes, columns, strict=True):
+            long, places = np.unique(numbers[doubtful], return_inverse=True)
+            texts = [text for number in long.tolist() if (text := column.values[number]) is not None]
+            exact = np.array(self.encoder.count(texts), dtype=np.int64)
+            lengths[doubtful] = np.maximum(lengths[doubtful], exact[places])
+
+    def _tokenise(self, column: TextColumn, cache: TextCache) -> _TokenizedTexts:
+        texts = self.encoder.encode(column.values, cache)
+        ids = [text.ids for text in texts]
+        stored = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        lengths = np.fromiter((text.tokens for text in texts), dtype=np.int64, count=len(ids))
+        refused = {number: text.error for number, text in enumerate(texts) if text.error}
+        joined = np.concatenate(ids) if ids else np.empty(0, np.int32)
+        return _TokenizedTexts(joined, np.cumsum(stored) - stored, lengths, column.errors | refused)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -336,15 +345,14 @@ def pair_template(tokenizer: Tokenizer) -> PairTemplate:
 
 
 def kept_lengths(
-    query_lengths: _Ints, passage_lengths: _Ints, limits: PairLimits, special_tokens: int
+    query_lengths: _Ints, passage_lengths: _Ints, limits: PairLimits, room: int
 ) -> tuple[_Ints, _Ints]:
-    """Tokens kept of each query and passage: int64 (n,) each.
+    """Tokens kept of each query and passage, of which `room` fit beside the special tokens: int64 (n,) each.
 
     "longest_first" is the rule of the `tokenizers` library, which fast tokenizers apply: the shorter side
     stays whole while it has at most half the room; else both get half, and an odd token goes to the longer side, to
     the passage where both are as long.
     """
-    room = limits.max_length - special_tokens
     if limits.query_limit is not None:
         query_kept = np.minimum(query_lengths, limits.query_limit)
         return query_kept, np.minimum(passage_lengths, room - query_kept)
@@ -358,58 +366,32 @@ def kept_lengths(
     return np.minimum(query_lengths, query_kept), np.minimum(passage_lengths, passage_kept)
 
 
-def _encode_all(
-    tokenizer: Tokenizer, column: TextColumn, most_tokens: int
-) -> tuple[list[_Ids], _Ints, PairErrors]:
-    """Ids of each distinct text without special tokens, its first `most_tokens` at most; and how many it has.
-
-    A bad text has none. The tokenizer keeps a hundred bytes and more for each token of a call, so a call gets a
-    bounded number of characters.
-    """
-    encoded: list[_Ids] = [np.empty(0, np.int32)] * len(column.values)
-    lengths = np.zeros(len(column.values), dtype=np.int64)
-    errors = dict(column.errors)
-    for numbers in _bounded_runs(column.values):
-        texts = [text for number in numbers if (text := column.values[number]) is not None]
-        for number, outcome in zip(numbers, _encode_batch(tokenizer, texts), strict=True):
-            if isinstance(outcome, BaseException):
-                errors[number] = (Reason.TOKENIZER_ERROR, f"{type(outcome).__name__}: {outcome}")
-            else:
-                lengths[number] = len(outcome)
-                encoded[number] = np.array(outcome[:most_tokens], dtype=np.int32)
-    return encoded, lengths, errors
-
-
-def _bounded_runs(texts: list[str | None]) -> Iterator[list[int]]:
-    """Numbers of the texts that are there, in runs of about `_CHARACTERS_PER_CALL`."""
-    run: list[int] = []
-    characters = 0
-    for number, text in enumerate(texts):
-        if text is not None:
-            run.append(number)
-            characters += len(text)
-        if characters >= _CHARACTERS_PER_CALL:
-            yield run
-            run, characters = [], 0
-    if run:
-        yield run
-
-
-def _encode_batch(tokenizer: Tokenizer, texts: list[str]) -> list[list[int] | BaseException]:
-    """Ids of each text, or what the tokenizer raised for it."""
-    try:
-        return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    except BaseException as error:  # a panic in Rust derives from BaseException
-        _reraise_unless_tokenizer(error)
-        if len(texts) == 1:
-            return [error]
-    return [_encode_batch(tokenizer, [text])[0] for text in texts]  # which of them was it?
-
-
-def _reraise_unless_tokenizer(error: BaseException) -> None:
-    panic = type(error).__name__ == "PanicException"
-    if isinstance(error, MemoryError) or not (panic or isinstance(error, Exception)):
-        raise error
+def _arena(
+    template: PairTemplate,
+    query_texts: _TokenizedTexts,
+    passage_texts: _TokenizedTexts,
+    codes: _Ints,
+    sound: npt.NDArray[np.bool_],
+) -> _Arena:
+    """The arena of n pairs; `codes`: int64 (2, sound pairs), the numbers of their texts; `sound`: bool (n,)."""
+    specials = [token for part in template.parts for token in part.ids]
+    types = None
+    if template.uses_types:
+        sizes = [1] * len(specials) + [len(query_texts.ids), len(passage_texts.ids)]
+        of_parts = [token_type for part in template.parts for token_type in part.types]
+        values = np.array([*of_parts, template.query_type, template.passage_type], dtype=np.uint8)
+        types = np.repeat(values, sizes)
+    special_sizes = np.array([len(part.ids) for part in template.parts], dtype=np.int64)
+    text_starts = np.zeros((2, len(sound)), dtype=np.int64)
+    text_starts[0, sound] = len(specials) + query_texts.starts[codes[0]]
+    text_starts[1, sound] = len(specials) + len(query_texts.ids) + passage_texts.starts[codes[1]]
+    return _Arena(
+        ids=np.concatenate([np.array(specials, dtype=np.int32), query_texts.ids, passage_texts.ids]),
+        types=types,
+        special_starts=np.cumsum(special_sizes) - special_sizes,
+        special_sizes=special_sizes,
+        text_starts=text_starts,
+    )
 
 
 def _ranges(starts: _Ints, lengths: _Ints) -> _Ints:

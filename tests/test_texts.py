@@ -31,6 +31,28 @@ def test_a_null_inside_a_dictionary_is_a_null() -> None:
     assert decoded(text_column(array, "texts")) == ["a", None]
 
 
+def test_a_dictionary_keeps_only_what_its_rows_use() -> None:
+    whole = pa.DictionaryArray.from_arrays(pa.array([3, 0, None, 2, 3]), pa.array(["a", "b", None, "d"]))
+    column = text_column(whole[2:], "texts")
+    assert decoded(column) == [None, None, "d"]
+    assert column.values == ["d"]
+    assert decoded(text_column(whole[:2], "texts")) == ["d", "a"]
+    assert text_column(whole[2:3], "texts").values == []
+
+
+def test_bytes_that_no_row_uses_may_be_anything() -> None:
+    values = pa.array([b"fine", b"\xff"], pa.binary()).view(pa.string())
+    column = text_column(pa.DictionaryArray.from_arrays(pa.array([0, 0]), values), "texts")
+    assert (column.values, column.errors) == (["fine"], {})
+
+
+def test_chunks_with_dictionaries_of_their_own_are_taken() -> None:
+    chunked = pa.chunked_array(
+        [pa.array(one, pa.string()).dictionary_encode() for one in (["a", "b"], [], ["c", None, "a"])]
+    )
+    assert decoded(text_column(chunked, "texts")) == ["a", "b", "c", None, "a"]
+
+
 def test_chunks_slices_and_arrays_of_nulls_are_taken() -> None:
     chunked = pa.chunked_array([["a", "b"], [], ["a"]], pa.string())
     assert decoded(text_column(chunked, "texts")) == ["a", "b", "a"]

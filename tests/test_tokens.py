@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from rerank_udf.encoding import TextCache
 from rerank_udf.errors import ConfigError, ModelError
 from rerank_udf.texts import text_columns
 from rerank_udf.tokens import PairLimits, PairTokenizer, TokenizedPairs, pair_template
@@ -37,6 +40,15 @@ TEXTS = (
     | st.lists(WORDS, max_size=6).map("".join)
 )
 PAIRS = st.lists(st.tuples(TEXTS, TEXTS), max_size=8)
+# What counts as a long text, of which a prefix is read: one of a few words, or none here.
+CHARACTERS = st.sampled_from([1, 1000])
+
+
+@contextlib.contextmanager
+def prefixes_of(characters_per_token: int) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rerank_udf.encoding._CHARACTERS_PER_TOKEN", characters_per_token)
+        yield
 
 
 def split(encoded: TokenizedPairs) -> list[list[int]]:
@@ -81,32 +93,40 @@ def literal_template(tokenizer: Tokenizer) -> list[list[int]]:
     return [[cls], [sep], [sep]]
 
 
-@settings(max_examples=60)
-@given(pairs=PAIRS, max_length=st.integers(20, 60), query_max_length=st.none() | st.integers(1, 15))
+@settings(max_examples=60, deadline=None)
+@given(
+    pairs=PAIRS,
+    max_length=st.integers(20, 60),
+    query_max_length=st.none() | st.integers(1, 15),
+    characters=CHARACTERS,
+)
 def test_only_second_gives_the_ids_of_the_rule_written_for_one_pair(
     xlmr: Tokenizer,
     bert: Tokenizer,
     pairs: list[tuple[str, str]],
     max_length: int,
     query_max_length: int | None,
+    characters: int,
 ) -> None:
     limits = PairLimits(max_length, query_max_length)
     for tokenizer in (xlmr, bert):
-        encoded = PairTokenizer(tokenizer, limits).encode([q for q, _ in pairs], [p for _, p in pairs])
+        with prefixes_of(characters):
+            encoded = PairTokenizer(tokenizer, limits).encode([q for q, _ in pairs], [p for _, p in pairs])
         parts = literal_template(tokenizer)
         expected = [one_pair_only_second(tokenizer, q, p, limits, parts) for q, p in pairs]
         assert split(encoded) == [ids for ids, _ in expected]
         assert encoded.truncated.tolist() == [cut for _, cut in expected]
 
 
-@settings(max_examples=60)
-@given(pairs=PAIRS, max_length=st.integers(8, 50))
+@settings(max_examples=60, deadline=None)
+@given(pairs=PAIRS, max_length=st.integers(8, 50), characters=CHARACTERS)
 def test_longest_first_gives_what_the_tokenizers_library_cuts(
-    xlmr: Tokenizer, bert: Tokenizer, pairs: list[tuple[str, str]], max_length: int
+    xlmr: Tokenizer, bert: Tokenizer, pairs: list[tuple[str, str]], max_length: int, characters: int
 ) -> None:
     limits = PairLimits(max_length, truncation="longest_first")
     for tokenizer in (xlmr, bert):
-        encoded = PairTokenizer(tokenizer, limits).encode([q for q, _ in pairs], [p for _, p in pairs])
+        with prefixes_of(characters):
+            encoded = PairTokenizer(tokenizer, limits).encode([q for q, _ in pairs], [p for _, p in pairs])
         tokenizer.enable_truncation(max_length, strategy="longest_first")
         expected = [tokenizer.encode(q, p) for q, p in pairs]
         tokenizer.no_truncation()
@@ -179,7 +199,7 @@ class WatchedTokenizer:
         self.texts: list[str] = []
         self.calls = 0
 
-    def encode_batch(self, texts: list[str], add_special_tokens: bool) -> Any:
+    def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> Any:
         self.texts += texts
         self.calls += 1
         if self._error is not None and self._refuses in texts:
@@ -199,7 +219,7 @@ def test_each_distinct_text_is_tokenised_once(xlmr: Tokenizer) -> None:
 def test_long_columns_are_tokenised_in_several_calls(
     xlmr: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rerank_udf.tokens._CHARACTERS_PER_CALL", 30)
+    monkeypatch.setattr("rerank_udf.encoding._CHARACTERS_PER_CALL", 30)
     texts = [f"a text of about thirty characters, {number}" for number in range(5)] + ["", "short", None]
     watched: Any = WatchedTokenizer(xlmr)
     encoded = PairTokenizer(watched, PairLimits()).encode([""] * len(texts), texts)
@@ -209,9 +229,36 @@ def test_long_columns_are_tokenised_in_several_calls(
 
 
 def test_a_very_long_text_is_kept_only_as_far_as_a_pair_can_hold_it(xlmr: Tokenizer) -> None:
-    pairs = PairTokenizer(xlmr, PairLimits(64)).cut(*text_columns(["q"], ["word " * 50_000]))
-    assert len(pairs._passage.texts.ids) == 64
+    watched: Any = WatchedTokenizer(xlmr)
+    pairs = PairTokenizer(watched, PairLimits(64)).cut(*text_columns(["q"], ["word " * 50_000]))
+    assert len(pairs._arena.ids) == 4 + 1 + 60
     assert (pairs.lengths.tolist(), pairs.truncated.tolist()) == ([64], [True])
+    assert sum(map(len, watched.texts)) < 500
+
+
+@pytest.mark.parametrize("max_length", [20, 21])
+@pytest.mark.parametrize(("query_words", "passage_words"), [(900, 1000), (1000, 900), (1000, 1000), (3, 900)])
+def test_an_odd_token_goes_to_the_longer_of_two_long_texts(
+    bert: Tokenizer, max_length: int, query_words: int, passage_words: int
+) -> None:
+    query, passage = "a " * query_words, "a " * passage_words
+    limits = PairLimits(max_length, truncation="longest_first")
+    encoded = PairTokenizer(bert, limits).encode([query], [passage])
+    bert.enable_truncation(max_length, strategy="longest_first")
+    expected = bert.encode(query, passage)
+    bert.no_truncation()
+    assert encoded.token_ids.tolist() == expected.ids
+    assert encoded.truncated.tolist() == [True]
+
+
+def test_texts_of_an_earlier_call_are_not_tokenised_again(xlmr: Tokenizer) -> None:
+    watched: Any = WatchedTokenizer(xlmr)
+    tokenizer, cache = PairTokenizer(watched, PairLimits()), TextCache()
+    tokenizer.cut(*text_columns(["a", "b"], ["c", "b"]), cache)
+    second = tokenizer.cut(*text_columns(["b", "d"], ["a", "c"]), cache)
+    assert sorted(watched.texts) == ["a", "b", "c", "d"]
+    ids, _, _ = second.assemble(np.array([1, 0]))
+    assert ids.tolist() == PairTokenizer(xlmr, PairLimits()).encode(["d", "b"], ["c", "a"]).token_ids.tolist()
 
 
 class PanicException(BaseException):

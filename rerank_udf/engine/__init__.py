@@ -7,10 +7,12 @@ load_scorer(...)    → Scorer          both at once
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from rerank_udf.engine.capability import resolve_device, resolve_precision
+from rerank_udf.engine.backend import Backend
+from rerank_udf.engine.capability import resolve_cpu_backend, resolve_device, resolve_precision
 from rerank_udf.engine.scorer import Engine, ModelEngine, Ranked, ScoredPairs, Scorer
 from rerank_udf.errors import ConfigError
 from rerank_udf.identity import model_key
@@ -28,8 +30,9 @@ __all__ = [
     "resolve_scorer",
 ]
 
+
 # Raise it when a change of code may move a score by more than rounding: old scores are then no longer reused.
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class ScorerPlan:
     """Everything that decides a score, resolved once on the driver; picklable, the same on every node.
 
     `precision` is resolved, never "auto"; `device` may be "auto", which each process resolves for itself, and
-    `max_tokens_per_batch` None, which each device's own size decides.
+    `max_tokens_per_batch` None, which each device's own size decides. `ranges` belong to precision "int8" alone.
     """
 
     files: ModelFiles
@@ -45,12 +48,16 @@ class ScorerPlan:
     precision: str
     device: str
     max_tokens_per_batch: int | None
+    ranges: bytes | None = None
 
     @property
     def model_key(self) -> str:
         """The key under which scores of this plan may be kept: 32 hex digits."""
+        digests = dict(self.files.digests)
+        if self.ranges is not None:
+            digests["int8 ranges"] = hashlib.sha256(self.ranges).hexdigest()
         return model_key(
-            self.files.digests,
+            digests,
             precision=self.precision,
             max_length=self.limits.max_length,
             query_max_length=self.limits.query_limit,
@@ -80,11 +87,22 @@ class ScorerPlan:
 
             return HashEngine(self.limits.max_length)
         set_tokenizer_threads()
-        from rerank_udf.engine.padded import PaddedBackend
-
         tokenizer = PairTokenizer.from_folder(folder, self.limits)
-        backend = PaddedBackend(folder, precision=self.precision, device=self.device)
-        return ModelEngine(tokenizer, backend, self.max_tokens_per_batch)
+        return ModelEngine(tokenizer, self._backend(folder), self.max_tokens_per_batch)
+
+    def _backend(self, folder: Path) -> Backend:
+        if self.precision == "int8" or (
+            self.device in ("auto", "cpu") and resolve_cpu_backend() == "openvino" and not self._sees_card()
+        ):
+            from rerank_udf.engine.openvino_backend import OpenVinoBackend
+
+            return OpenVinoBackend(folder, precision=self.precision, ranges=self.ranges)
+        from rerank_udf.engine.packed import PackedBackend
+
+        return PackedBackend(folder, precision=self.precision, device=self.device)
+
+    def _sees_card(self) -> bool:
+        return self.device == "auto" and resolve_device("auto") != "cpu"
 
 
 def resolve_scorer(
@@ -112,7 +130,13 @@ def resolve_scorer(
         return ScorerPlan(files, limits, "float32", "cpu", None)
     checkpoint.check_length(files.architecture, max_length, files.name)
     limits.check_room(files.architecture.special_tokens)
-    return ScorerPlan(files, limits, resolve_precision(precision, device), device, max_tokens_per_batch)
+    chosen = resolve_precision(precision, device)
+    ranges = None
+    if chosen == "int8":
+        from rerank_udf.engine.calibration import kept_ranges
+
+        ranges = kept_ranges(files)
+    return ScorerPlan(files, limits, chosen, device, max_tokens_per_batch, ranges)
 
 
 def load_scorer(
@@ -129,17 +153,16 @@ def load_scorer(
     """Load a cross-encoder.
 
     `model`: "mini", a folder, or a hub id with a `revision`. Lengths in tokens; `query_max_length` is three
-    quarters of `max_length` by default. `precision`: "float32", "bfloat16", "float16", or "auto" for what the
-    device is fast in. `max_tokens_per_batch` is computed from the device where it is None. Raises ConfigError
-    for settings that contradict each other, ModelError for a model that is absent or unfit.
+    quarters of `max_length` by default. `precision`: "float32", "bfloat16", "float16", "int8" (on a CPU, with
+    OpenVINO; calibrated on first use), or "auto" for what the device is fast in. `max_tokens_per_batch` is computed
+    from the device where it is None. Raises ConfigError for settings that contradict each other, ModelError for a
+    model that is absent or unfit.
     """
     files = model if isinstance(model, ModelFiles) else resolve_model(model, revision)
-    if device == "auto" and files.architecture is not None:
-        from rerank_udf.engine.padded import torch_device
+    if device == "auto" and resolve_device(device) != "cpu" and files.architecture is not None:
+        from rerank_udf.engine.torch_runtime import torch_device
 
-        device = str(
-            torch_device(device)
-        )  # an NVIDIA card is of no use to a torch that was built without CUDA
+        device = str(torch_device(device))  # a card is of no use to a torch that was built without CUDA
     return resolve_scorer(
         files,
         max_length=max_length,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
 from rerank_udf.errors import ConfigError
 from rerank_udf.machine import processor_flags
 
+CPU_BACKEND_VARIABLE = "RERANK_UDF_CPU_BACKEND"
+CPU_BACKENDS = ("torch", "openvino")
 PRECISIONS = ("float32", "bfloat16", "float16")
 _FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16")
 
@@ -25,10 +28,26 @@ def resolve_device(device: str) -> str:
     raise ConfigError(f"device is {device!r}; it must be auto, cpu, cuda or cuda:N")
 
 
+def resolve_cpu_backend() -> str:
+    """ "torch" or "openvino": what RERANK_UDF_CPU_BACKEND says, else torch, or OpenVINO where torch is not installed.
+
+    torch first: with its linear layers through oneDNN it was as fast as OpenVINO or faster in every shape and precision
+    measured (benchmarks/README.md). Raises ConfigError for another name, and for a library that is not installed.
+    """
+    wanted = os.environ.get(CPU_BACKEND_VARIABLE)
+    if wanted is None:
+        return "torch" if _installed("torch") or not _installed("openvino") else "openvino"
+    if wanted not in CPU_BACKENDS:
+        raise ConfigError(f"{CPU_BACKEND_VARIABLE} is {wanted!r}; it must be {' or '.join(CPU_BACKENDS)}")
+    if not _installed(wanted):
+        raise ConfigError(f"{CPU_BACKEND_VARIABLE} is {wanted}, which is not installed; pip install {wanted}")
+    return wanted
+
+
 def resolve_precision(precision: str, device: str) -> str:
     """ "auto" → "float16" on CUDA, "bfloat16" on a processor that multiplies in it, else "float32".
 
-    Raises ConfigError for a precision that no backend has.
+    Raises ConfigError for a precision that no backend has, and for int8 without OpenVINO or for a card.
     """
     if precision in PRECISIONS:
         return precision
@@ -37,8 +56,16 @@ def resolve_precision(precision: str, device: str) -> str:
             return "float16"
         return "bfloat16" if any(flag in processor_flags() for flag in _FAST_BFLOAT16) else "float32"
     if precision == "int8":
-        raise ConfigError("precision is int8, which this version has no backend for; use auto or bfloat16")
+        if device != "cpu" and resolve_device(device) != "cpu":
+            raise ConfigError(f"precision is int8, which is for the CPU, but device is {device}; use float16")
+        if not _installed("openvino"):
+            raise ConfigError("precision is int8, which needs OpenVINO; pip install 'rerank-udf[openvino]'")
+        return precision
     raise ConfigError(f"precision is {precision!r}; it must be auto, {', '.join(PRECISIONS)} or int8")
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _sees_cuda_device() -> bool:

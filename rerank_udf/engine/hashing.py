@@ -10,34 +10,36 @@ import hashlib
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from rerank_udf.engine.scorer import ScoredPairs
+from rerank_udf.engine.scorer import Prepare, ScoredPairs
 from rerank_udf.identity import pair_key, text_key
 from rerank_udf.texts import TextColumn, pair_errors
 
 LARGEST_LOGIT = 8.0
-_STEPS = 1 << 24  # float32 holds each of them exactly
+_STEP_BYTES = 3  # float32 holds each of 2**24 steps exactly
 
 
 class HashEngine:
     """Scores a pair by its key. A text counts one token for each of its bytes, cut at `max_length`."""
 
+    backend = None
+    overlaps = False  # all of it is Python, on one processor
+
     def __init__(self, max_length: int) -> None:
         self._max_length = max_length
 
-    def score(self, queries: TextColumn, passages: TextColumn) -> ScoredPairs:
+    def preparation(self) -> Prepare[ScoredPairs]:
         """See `rerank_udf.engine.scorer.Engine`."""
-        errors = pair_errors(queries.codes, queries.errors, passages.codes, passages.errors)
-        query_keys, query_sizes = _keys_and_sizes(queries)
-        passage_keys, passage_sizes = _keys_and_sizes(passages)
-        logits = np.full(len(queries.codes), np.nan, dtype=np.float32)
-        tokens = np.zeros(len(logits), dtype=np.int64)
-        for row, (q, p) in enumerate(zip(queries.codes.tolist(), passages.codes.tolist(), strict=True)):
-            if row not in errors:
-                logits[row] = hash_logit(query_keys[q], passage_keys[p])
-                tokens[row] = query_sizes[q] + passage_sizes[p]
-        kept = np.minimum(tokens, self._max_length).astype(np.int32)
-        return ScoredPairs(logits, kept, tokens > self._max_length, errors)
+        return self._score
+
+    def start(self, prepared: ScoredPairs) -> ScoredPairs:
+        """See `rerank_udf.engine.scorer.Engine`."""
+        return prepared
+
+    def finish(self, started: ScoredPairs) -> ScoredPairs:
+        """See `rerank_udf.engine.scorer.Engine`."""
+        return started
 
     def describe(self) -> dict[str, Any]:
         """See `rerank_udf.engine.scorer.Engine`."""
@@ -49,17 +51,38 @@ class HashEngine:
             "max_tokens_per_batch": None,
             "out_of_memory_halvings": 0,
             "rescored_in_float32": 0,
+            "tokenizer_threads": 0,
+            "texts_tokenised": 0,
+            "text_cache_hits": 0,
             "versions": {"numpy": np.__version__},
         }
 
+    def _score(self, queries: TextColumn, passages: TextColumn) -> ScoredPairs:
+        errors = pair_errors(queries.codes, queries.errors, passages.codes, passages.errors)
+        sound = np.ones(len(queries.codes), dtype=np.bool_)
+        sound[list(errors)] = False
+        codes = queries.codes[sound], passages.codes[sound]
+        query_keys, query_sizes = _keys_and_sizes(queries)
+        passage_keys, passage_sizes = _keys_and_sizes(passages)
+        logits = np.full(len(sound), np.nan, dtype=np.float32)
+        tokens = np.zeros(len(sound), dtype=np.int64)
+        pairs = zip(codes[0].tolist(), codes[1].tolist(), strict=True)
+        logits[sound] = hash_logits([pair_key(query_keys[q], passage_keys[p]) for q, p in pairs])
+        tokens[sound] = query_sizes[codes[0]] + passage_sizes[codes[1]]
+        kept = np.minimum(tokens, self._max_length).astype(np.int32)
+        return ScoredPairs(logits, kept, tokens > self._max_length, errors)
 
-def hash_logit(query_key: bytes, passage_key: bytes) -> float:
-    """The logit of a pair from the keys of its texts: uniform on a grid in [−8, 8)."""
-    digest = hashlib.sha256(pair_key(query_key, passage_key)).digest()
-    step = int.from_bytes(digest[:3], "big")
-    return LARGEST_LOGIT * (2.0 * step / _STEPS - 1.0)
+
+def hash_logits(pair_keys: list[bytes]) -> npt.NDArray[np.float64]:
+    """The logits of pairs from their keys: float64 (n,), uniform on a grid in [−8, 8)."""
+    drawn = b"".join([hashlib.sha256(key).digest()[:_STEP_BYTES] for key in pair_keys])
+    digits = np.frombuffer(drawn, dtype=np.uint8).reshape(-1, _STEP_BYTES)
+    steps = digits @ 256.0 ** np.arange(_STEP_BYTES)[::-1]
+    logits: npt.NDArray[np.float64] = LARGEST_LOGIT * (2.0 * steps / 256.0**_STEP_BYTES - 1.0)
+    return logits
 
 
-def _keys_and_sizes(column: TextColumn) -> tuple[list[bytes], list[int]]:
+def _keys_and_sizes(column: TextColumn) -> tuple[list[bytes], npt.NDArray[np.int64]]:
     texts = ["" if text is None else text for text in column.values]
-    return [text_key(text) for text in texts], [len(text.encode()) for text in texts]
+    sizes = np.fromiter((len(text.encode()) for text in texts), dtype=np.int64, count=len(texts))
+    return [text_key(text) for text in texts], sizes

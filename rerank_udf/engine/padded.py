@@ -7,10 +7,9 @@ transformers is installed.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +18,16 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from rerank_udf.engine.backend import OutOfMemoryError, PackedBatch
-from rerank_udf.errors import ModelError
-from rerank_udf.machine import processor_name, task_threads
+from rerank_udf.engine.backend import PackedBatch
+from rerank_udf.engine.torch_runtime import (
+    DTYPES,
+    device_name,
+    exact_products,
+    memory_errors,
+    token_budget,
+    torch_device,
+)
+from rerank_udf.machine import task_threads
 from rerank_udf.models.checkpoint import (
     CONFIG_FILE,
     Architecture,
@@ -30,19 +36,16 @@ from rerank_udf.models.checkpoint import (
     read_json,
     weight_files,
 )
+from rerank_udf.packing import Layout
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HEAD = ("classifier.", "bert.pooler.")
-# Best of 256 to 16,384 for XQuAD pairs (214 tokens in the mean) through a 12 x 384 model, bfloat16, one core
-CPU_TOKENS_PER_BATCH = 2048
-_USABLE_MEMORY = 0.9
 
 
 class PaddedBackend:
     """A BERT- or XLM-RoBERTa-family cross-encoder in torch."""
 
     name = "torch-padded"
-    padded = True
+    layout: Layout = "padded"
 
     def __init__(self, folder: Path, *, precision: str, device: str) -> None:
         self._folder = folder
@@ -53,43 +56,31 @@ class PaddedBackend:
         if self._device.type == "cpu":
             torch.set_num_threads(task_threads())
         self.device_name = device_name(self._device)
-        self._encoder, self._head = load_modules(folder, self.architecture, _DTYPES[precision], self._device)
+        self._encoder, self._head = load_modules(folder, self.architecture, DTYPES[precision], self._device)
 
-    def forward(self, batch: PackedBatch) -> npt.NDArray[np.float32]:
+    def start(self, batch: PackedBatch) -> torch.Tensor:
         """See `rerank_udf.engine.backend.Backend`."""
         inputs = pad_batch(batch, self.architecture)
-        try:
-            with torch.inference_mode(), exact_products():
-                tensors = {name: torch.from_numpy(value).to(self._device) for name, value in inputs.items()}
-                hidden = self._encoder(**tensors).last_hidden_state
-                logits = self._head(hidden[:, :1].float()).float().flatten()
-                result: npt.NDArray[np.float32] = logits.cpu().numpy()
-                return result
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()  # smaller blocks are asked for next
-            raise OutOfMemoryError(str(error).split("\n")[0]) from error
-        except RuntimeError as error:
-            if "can't allocate memory" in str(error) or "not enough memory" in str(error):
-                raise OutOfMemoryError(str(error).split("\n")[0]) from error
-            raise  # a device assert, an illegal access: the process is spoilt
+        with torch.inference_mode(), exact_products(), memory_errors(self._device):
+            tensors = {name: torch.from_numpy(value).to(self._device) for name, value in inputs.items()}
+            hidden = self._encoder(**tensors).last_hidden_state
+            logits: torch.Tensor = self._head(hidden[:, :1].float()).float().flatten()
+            return logits
+
+    def finish(self, started: Sequence[object]) -> npt.NDArray[np.float32]:
+        """See `rerank_udf.engine.backend.Backend`."""
+        with torch.inference_mode(), memory_errors(self._device):
+            logits = cast("Sequence[torch.Tensor]", started)
+            result: npt.NDArray[np.float32] = torch.cat(list(logits)).cpu().numpy()
+            return result
 
     def in_float32(self) -> PaddedBackend:
         """See `rerank_udf.engine.backend.Backend`."""
         return PaddedBackend(self._folder, precision="float32", device=self.device)
 
     def token_budget(self) -> int:
-        """128 tokens for each multiprocessor, more for narrow models, capped by free memory; fixed on a CPU."""
-        if self._device.type != "cuda":
-            return CPU_TOKENS_PER_BATCH
-        sizes = self.architecture
-        processors = torch.cuda.get_device_properties(self._device).multi_processor_count
-        busy = 128 * processors * max(1, 1024 // sizes.hidden)
-        free, _ = torch.cuda.mem_get_info(self._device)
-        bytes_per_token = (
-            1.25 * (2 * sizes.hidden + 2 * sizes.intermediate) * _DTYPES[self.precision].itemsize
-        )
-        return max(1, min(busy, int(_USABLE_MEMORY * free / bytes_per_token)))
+        """See `rerank_udf.engine.torch_runtime.token_budget`."""
+        return token_budget(self._device, self.architecture, self.precision)
 
     def versions(self) -> dict[str, str]:
         """See `rerank_udf.engine.backend.Backend`."""
@@ -99,21 +90,9 @@ class PaddedBackend:
             "tokenizers": tokenizers.__version__,
         }
 
-
-def torch_device(device: str) -> torch.device:
-    """The device that "auto", "cpu", "cuda" or "cuda:N" means here. Raises ModelError where CUDA is absent."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(
-            f"device is {device}, but this torch ({torch.__version__}) sees no CUDA device; use cpu"
-        )
-    return torch.device(device)
-
-
-def device_name(device: torch.device) -> str:
-    """The card's or the processor's own name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    def describe(self) -> dict[str, Any]:
+        """See `rerank_udf.engine.backend.Backend`."""
+        return {"attention": "scaled dot product attention of transformers' modules, over padding"}
 
 
 def load_modules(
@@ -184,23 +163,3 @@ def pad_batch(batch: PackedBatch, architecture: Architecture) -> dict[str, npt.N
         "position_ids": positions,
         "token_type_ids": types,
     }
-
-
-@contextlib.contextmanager
-def exact_products() -> Iterator[None]:
-    """No TF32 in float32, no 16-bit sums in 16 bits: while a batch runs, then as the caller had it."""
-    matmul = torch.backends.cuda.matmul
-    before = (
-        torch.get_float32_matmul_precision(),
-        matmul.allow_fp16_reduced_precision_reduction,
-        matmul.allow_bf16_reduced_precision_reduction,
-    )
-    torch.set_float32_matmul_precision("highest")
-    matmul.allow_fp16_reduced_precision_reduction = False
-    matmul.allow_bf16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        matmul.allow_fp16_reduced_precision_reduction = before[1]
-        matmul.allow_bf16_reduced_precision_reduction = before[2]

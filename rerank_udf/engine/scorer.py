@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from rerank_udf.engine.backend import Backend, OutOfMemoryError, PackedBatch
+from rerank_udf.encoding import TextCache, tokenizer_threads
+from rerank_udf.engine.backend import Backend
+from rerank_udf.engine.runner import BatchRunner, Logits, PreparedPairs, StartedPairs
 from rerank_udf.errors import InputError, PairError
-from rerank_udf.packing import RowNumbers, batch_cost, plan_batches
+from rerank_udf.machine import task_threads
 from rerank_udf.tables import Reason
 from rerank_udf.texts import PairErrors, TextColumn, Texts, text_columns
 from rerank_udf.tokens import CutPairs, PairTokenizer
 
 _log = logging.getLogger(__name__)
 
-Logits = npt.NDArray[np.float32]
+PreparedT = TypeVar("PreparedT")
+Prepare: TypeAlias = Callable[[TextColumn, TextColumn], PreparedT]
+
+_WINDOWS_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -45,10 +53,31 @@ class ScoredPairs:
 
 
 class Engine(Protocol):
-    """What scores columns of texts: a tokenizer with a model, or the hash of the pair."""
+    """What scores columns of texts: a tokenizer with a model, or the hash of the pair.
 
-    def score(self, queries: TextColumn, passages: TextColumn) -> ScoredPairs:
-        """Score the pairs (queries[i], passages[i]); never raises for a bad pair."""
+    Three steps, so that one window can be prepared while another is on the device; what one gives is for the next
+    and nobody else. A bad pair is an error in the result; no step raises for it.
+    """
+
+    @property
+    def backend(self) -> Backend | None:
+        """The model on its device; None where a score needs none."""
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether preparing a window on a thread beside the device gains time."""
+
+    def preparation(self) -> Prepare[Any]:
+        """A function for the windows of one stream: everything before the device, on any one thread.
+
+        It remembers the texts that it has seen, and may be dropped with them when the stream ends.
+        """
+
+    def start(self, prepared: Any) -> Any:
+        """Put a window on the device; a device with a queue of its own is not waited for."""
+
+    def finish(self, started: Any) -> ScoredPairs:
+        """Wait for a window that was started."""
 
     def describe(self) -> dict[str, Any]:
         """Device, precision, backend, versions and what happened so far."""
@@ -61,6 +90,11 @@ class Scorer:
         self.model_key = model_key
         self._engine = engine
         self._facts = facts
+
+    @property
+    def backend(self) -> Backend | None:
+        """The model on its device; None for the scorer that hashes."""
+        return self._engine.backend
 
     def logits(self, queries: Texts, passages: Texts) -> Logits:
         """The model's output for each pair (queries[i], passages[i]): float32 (n,).
@@ -89,11 +123,64 @@ class Scorer:
 
     def score_pairs(self, queries: Texts, passages: Texts) -> ScoredPairs:
         """As `logits`, with tokens and truncation, and an error instead of an exception for each bad pair."""
-        return self._engine.score(*text_columns(queries, passages))
+        prepared = self._engine.preparation()(*text_columns(queries, passages))
+        return self._engine.finish(self._engine.start(prepared))
+
+    def stream(self, pairs: Iterable[tuple[Texts, Texts]]) -> Iterator[ScoredPairs]:
+        """As `score_pairs` for each (queries, passages) of an iterable, in order.
+
+        For windows of a few thousand pairs: a text is tokenised once for all windows, and the next windows are
+        tokenised on a second thread while one is on the device. `pairs` is read on the caller's thread, up to two
+        elements ahead of the results. What reading or preparing an element raises is raised in that element's place.
+        """
+        prepare = self._engine.preparation()
+        if self._engine.overlaps:
+            yield from self._overlapped(iter(pairs), prepare)
+        else:
+            for queries, passages in pairs:
+                yield self._engine.finish(self._engine.start(prepare(*text_columns(queries, passages))))
+
+    def _overlapped(
+        self, pairs: Iterator[tuple[Texts, Texts]], prepare: Prepare[Any]
+    ) -> Iterator[ScoredPairs]:
+        """One window on the device, the next ones being prepared.
+
+        A window is read after another was started, so that a device with a queue never waits for the reader; and one
+        more is prepared before that, so that a device without, whose `start` computes, has it beside itself too.
+        """
+        ahead: deque[Future[Any]] = deque()
+        pool = ThreadPoolExecutor(1, thread_name_prefix="rerank-udf-prepare")
+        try:
+            for _ in range(_WINDOWS_AHEAD):
+                _read_ahead(ahead, pairs, pool, prepare)
+            while ahead:
+                started = self._engine.start(ahead.popleft().result())
+                _read_ahead(ahead, pairs, pool, prepare)
+                yield self._engine.finish(started)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def describe(self) -> dict[str, Any]:
         """Everything a report wants to know about this scorer: plain values, ready for JSON."""
         return {**self._facts, "model_key": self.model_key, **self._engine.describe()}
+
+
+def _read_ahead(
+    ahead: deque[Future[Any]],
+    pairs: Iterator[tuple[Texts, Texts]],
+    pool: ThreadPoolExecutor,
+    prepare: Prepare[Any],
+) -> None:
+    """Append the next window's preparation, or the error that reading it raised; nothing at the end."""
+    try:
+        window = next(pairs)
+    except StopIteration:
+        return
+    except Exception as error:  # raised where its result would be: those before it are not lost
+        ahead.append(Future())
+        ahead[-1].set_exception(error)
+    else:
+        ahead.append(pool.submit(lambda: prepare(*text_columns(*window))))
 
 
 class ModelEngine:
@@ -105,23 +192,44 @@ class ModelEngine:
         self._rescue: BatchRunner | None = None
         self._rescored = 0
 
-    def score(self, queries: TextColumn, passages: TextColumn) -> ScoredPairs:
+    @property
+    def backend(self) -> Backend:
         """See `Engine`."""
-        pairs = self._tokenizer.cut(queries, passages)
-        rows = np.flatnonzero(pairs.lengths)
-        logits = np.full(len(pairs.lengths), np.nan, dtype=np.float32)
-        errors = dict(pairs.errors)
-        errors |= self._runner.run(pairs, rows, logits)
-        errors |= self._rescue_not_finite(pairs, rows, logits, errors)
+        return self._runner.backend
+
+    @property
+    def overlaps(self) -> bool:
+        """See `Engine`. On a single core a second thread could only take turns with the model."""
+        return self.backend.device != "cpu" or task_threads() > 1
+
+    def preparation(self) -> Prepare[PreparedPairs]:
+        """See `Engine`."""
+        cache = TextCache()
+
+        def prepare(queries: TextColumn, passages: TextColumn) -> PreparedPairs:
+            pairs = self._tokenizer.cut(queries, passages, cache)
+            return self._runner.prepare(pairs, np.flatnonzero(pairs.lengths))
+
+        return prepare
+
+    def start(self, prepared: PreparedPairs) -> StartedPairs:
+        """See `Engine`."""
+        logits = np.full(len(prepared.pairs.lengths), np.nan, dtype=np.float32)
+        return self._runner.start(prepared, logits)
+
+    def finish(self, started: StartedPairs) -> ScoredPairs:
+        """See `Engine`."""
+        pairs, logits = started.pairs, started.logits
+        errors = pairs.errors | self._runner.finish(started)
+        errors |= self._rescue_not_finite(pairs, logits, errors)
         logits[list(errors)] = np.nan
-        return ScoredPairs(
-            logits, pairs.lengths.astype(np.int32), pairs.truncated, dict(sorted(errors.items()))
-        )
+        tokens = pairs.lengths.astype(np.int32)
+        return ScoredPairs(logits, tokens, pairs.truncated, dict(sorted(errors.items())))
 
     def describe(self) -> dict[str, Any]:
         """See `Engine`."""
-        backend = self._runner.backend
-        return {
+        backend = self.backend
+        return backend.describe() | {
             "backend": backend.name,
             "device": backend.device,
             "device_name": backend.device_name,
@@ -129,20 +237,19 @@ class ModelEngine:
             "max_tokens_per_batch": self._runner.max_tokens,
             "out_of_memory_halvings": self._runner.halvings,
             "rescored_in_float32": self._rescored,
+            "tokenizer_threads": tokenizer_threads(),
+            "texts_tokenised": self._tokenizer.encoder.texts_tokenised,
+            "text_cache_hits": self._tokenizer.encoder.cache_hits,
             "versions": backend.versions(),
         }
 
-    def _rescue_not_finite(
-        self, pairs: CutPairs, rows: RowNumbers, logits: Logits, errors: PairErrors
-    ) -> PairErrors:
+    def _rescue_not_finite(self, pairs: CutPairs, logits: Logits, errors: PairErrors) -> PairErrors:
         """Score once more in float32 what overflowed in 16 bits; what still does is an error."""
-        lost = np.array(
-            [row for row in rows[~np.isfinite(logits[rows])] if row not in errors], dtype=np.int64
-        )
+        lost = np.setdiff1d(np.flatnonzero(~np.isfinite(logits)), list(errors))
         found: PairErrors = {}
-        if len(lost) and self._runner.backend.precision != "float32":
+        if len(lost) and self.precision != "float32":
             if self._rescue is None:
-                self._rescue = BatchRunner(self._runner.backend.in_float32(), self._runner.max_tokens)
+                self._rescue = BatchRunner(self.backend.in_float32(), self._runner.max_tokens)
             _log.warning("%d logits are not finite in %s: scoring them in float32", len(lost), self.precision)
             self._rescored += len(lost)
             found |= self._rescue.run(pairs, lost, logits)
@@ -153,45 +260,7 @@ class ModelEngine:
     @property
     def precision(self) -> str:
         """The precision of the first attempt."""
-        return self._runner.backend.precision
-
-
-class BatchRunner:
-    """Runs planned batches; out of memory halves the token budget for good and says so."""
-
-    def __init__(self, backend: Backend, max_tokens: int) -> None:
-        self.backend = backend
-        self.max_tokens = max_tokens
-        self.halvings = 0
-
-    def run(self, pairs: CutPairs, rows: RowNumbers, logits: Logits) -> PairErrors:
-        """Write the logits of the pairs numbered `rows`; returns those that do not fit even alone."""
-        errors: PairErrors = {}
-        batches = self._plan(pairs, rows)
-        while batches:
-            batch = batches.pop()
-            try:
-                logits[batch] = self.backend.forward(PackedBatch(*pairs.assemble(batch)))
-            except OutOfMemoryError as error:
-                if len(batch) == 1:
-                    tokens = int(pairs.lengths[batch[0]])
-                    detail = f"{tokens} tokens do not fit into the memory of {self.backend.device}: {error}"
-                    errors[int(batch[0])] = (Reason.OUT_OF_MEMORY, detail)
-                else:
-                    self._halve(batch_cost(pairs.lengths[batch], padded=self.backend.padded))
-                    batches = self._plan(pairs, np.concatenate([batch, *batches]))
-        return errors
-
-    def _plan(self, pairs: CutPairs, rows: RowNumbers) -> list[RowNumbers]:
-        """Batches in reverse, so that the longest, which need the most memory, are popped first."""
-        planned = plan_batches(pairs.lengths[rows], self.max_tokens, padded=self.backend.padded)
-        return [rows[batch] for batch in reversed(planned)]
-
-    def _halve(self, tokens_tried: int) -> None:
-        self.max_tokens = max(1, min(self.max_tokens, tokens_tried) // 2)
-        self.halvings += 1
-        device = self.backend.device
-        _log.warning("out of memory on %s: batches now have at most %d tokens", device, self.max_tokens)
+        return self.backend.precision
 
 
 def sigmoid(logits: Logits) -> npt.NDArray[np.float64]:

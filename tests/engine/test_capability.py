@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rerank_udf.engine import capability
-from rerank_udf.engine.capability import resolve_device, resolve_precision
+from rerank_udf.engine.capability import resolve_cpu_backend, resolve_device, resolve_precision
 from rerank_udf.errors import ConfigError
 
 
@@ -50,8 +50,43 @@ def test_an_unknown_device_is_refused(device: str) -> None:
         resolve_device(device)
 
 
-def test_a_precision_without_a_backend_is_refused() -> None:
-    with pytest.raises(ConfigError, match="precision is int8, which this version has no backend for"):
-        resolve_precision("int8", "cpu")
+def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ConfigError, match="it must be auto, float32, bfloat16, float16 or int8"):
         resolve_precision("fp16", "cpu")
+
+
+def test_int8_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capability, "_installed", lambda package: True)
+    assert resolve_precision("int8", "cpu") == "int8"
+    with pytest.raises(ConfigError, match="int8, which is for the CPU, but device is cuda:0; use float16"):
+        resolve_precision("int8", "cuda:0")
+
+
+def test_int8_without_openvino_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capability, "_installed", lambda package: package != "openvino")
+    with pytest.raises(ConfigError, match=r"needs OpenVINO; pip install 'rerank-udf\[openvino\]'"):
+        resolve_precision("int8", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("installed", "expected"),
+    [({"torch", "openvino"}, "torch"), ({"torch"}, "torch"), ({"openvino"}, "openvino"), (set(), "torch")],
+)
+def test_torch_scores_on_a_cpu_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch, installed: set[str], expected: str
+) -> None:
+    monkeypatch.delenv("RERANK_UDF_CPU_BACKEND", raising=False)
+    monkeypatch.setattr(capability, "_installed", installed.__contains__)
+    assert resolve_cpu_backend() == expected
+
+
+def test_the_cpu_backend_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_UDF_CPU_BACKEND", "openvino")
+    monkeypatch.setattr(capability, "_installed", lambda package: True)
+    assert resolve_cpu_backend() == "openvino"
+    monkeypatch.setattr(capability, "_installed", lambda package: package != "openvino")
+    with pytest.raises(ConfigError, match="is openvino, which is not installed; pip install openvino"):
+        resolve_cpu_backend()
+    monkeypatch.setenv("RERANK_UDF_CPU_BACKEND", "onnx")
+    with pytest.raises(ConfigError, match="is 'onnx'; it must be torch or openvino"):
+        resolve_cpu_backend()

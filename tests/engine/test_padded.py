@@ -1,7 +1,8 @@
-"""The torch backend against transformers' own forward pass, one pair at a time, without padding."""
+"""The two torch backends in a scorer, against transformers' own forward pass, one pair at a time, without padding."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification
 
-from rerank_udf.engine import load_scorer
 from rerank_udf.engine.backend import OutOfMemoryError, PackedBatch
-from rerank_udf.engine.padded import PaddedBackend, exact_products, torch_device
-from rerank_udf.engine.scorer import Scorer
+from rerank_udf.engine.packed import PackedBackend
+from rerank_udf.engine.padded import PaddedBackend
+from rerank_udf.engine.scorer import ModelEngine, Scorer
+from rerank_udf.engine.torch_runtime import exact_products, torch_device
 from rerank_udf.errors import ModelError
+from rerank_udf.tokens import PairLimits, PairTokenizer
 
 QUERIES = ["how long does a refund take?", "", "日本の首都は？", "capital of france <pad> [MASK] [PAD]", "a"]
 PASSAGES = [
@@ -60,31 +63,55 @@ def plain(folder: Path) -> list[float]:
     return plain_logits(folder, PAIRS)
 
 
-def scored(folder: Path, **settings: Any) -> np.ndarray[Any, Any]:
-    return load_scorer(folder, **settings).logits([q for q, _ in PAIRS], [p for _, p in PAIRS])
+BackendClass = type[PaddedBackend] | type[PackedBackend]
 
 
-def test_logits_in_float32_are_those_of_one_pair_at_a_time(folder: Path, plain: list[float]) -> None:
+@pytest.fixture(scope="module", params=[PaddedBackend, PackedBackend], ids=["padded", "packed"])
+def backend(request: pytest.FixtureRequest) -> BackendClass:
+    found: BackendClass = request.param
+    return found
+
+
+def scorer(
+    folder: Path, backend: BackendClass, precision: str = "float32", max_tokens_per_batch: int | None = None
+) -> Scorer:
+    tokenizer = PairTokenizer.from_folder(folder, PairLimits())
+    model = backend(folder, precision=precision, device="cpu")
+    engine = ModelEngine(tokenizer, model, max_tokens_per_batch)
+    return Scorer(engine, model_key="0" * 32, facts={"model": "a test"})
+
+
+def scored(folder: Path, backend: BackendClass, *settings: Any) -> np.ndarray[Any, Any]:
+    return scorer(folder, backend, *settings).logits([q for q, _ in PAIRS], [p for _, p in PAIRS])
+
+
+def test_logits_in_float32_are_those_of_one_pair_at_a_time(
+    folder: Path, backend: BackendClass, plain: list[float]
+) -> None:
     assert np.ptp(plain) > 0.5, "the random weights tell no pair from another"
-    np.testing.assert_allclose(scored(folder, precision="float32"), plain, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(scored(folder, backend), plain, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("budget", [1, 70, 100_000])
-def test_logits_do_not_depend_on_the_batch(folder: Path, plain: list[float], budget: int) -> None:
-    logits = scored(folder, precision="float32", max_tokens_per_batch=budget)
+def test_logits_do_not_depend_on_the_batch(
+    folder: Path, backend: BackendClass, plain: list[float], budget: int
+) -> None:
+    logits = scored(folder, backend, "float32", budget)
     np.testing.assert_allclose(logits, plain, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.15), ("float16", 0.02)])
 def test_logits_in_16_bits_are_near(
-    folder: Path, plain: list[float], precision: str, tolerance: float
+    folder: Path, backend: BackendClass, plain: list[float], precision: str, tolerance: float
 ) -> None:
-    logits = scored(folder, precision=precision)
+    logits = scored(folder, backend, precision)
     np.testing.assert_allclose(logits, plain, atol=tolerance * float(np.ptp(plain)), rtol=0)
 
 
-def test_a_literal_pad_in_the_text_is_read_and_takes_no_position(tiny_xlmr: Path) -> None:
-    model = load_scorer(tiny_xlmr, precision="float32")
+def test_a_literal_pad_in_the_text_is_read_and_takes_no_position(
+    tiny_xlmr: Path, backend: BackendClass
+) -> None:
+    model = scorer(tiny_xlmr, backend)
     pairs = [("q <pad> r", "a <pad><pad> b"), ("q r", "a b")]
     logits = model.logits([q for q, _ in pairs], [p for _, p in pairs])
     np.testing.assert_allclose(logits, plain_logits(tiny_xlmr, pairs), atol=1e-5, rtol=0)
@@ -98,7 +125,9 @@ def test_the_head_stays_in_float32(tiny_bert: Path) -> None:
     assert not backend._encoder.training
 
 
-def test_what_overflows_in_float16_comes_out_as_in_float32(tiny_xlmr: Path, tmp_path: Path) -> None:
+def test_what_overflows_in_float16_comes_out_as_in_float32(
+    tiny_xlmr: Path, backend: BackendClass, tmp_path: Path
+) -> None:
     """Between the two matrices of a feed-forward part, values are 100,000 times larger than they need to be."""
     folder = shutil.copytree(tiny_xlmr, tmp_path / "model", symlinks=True)
     weights = load_file(folder / "model.safetensors")
@@ -108,22 +137,20 @@ def test_what_overflows_in_float16_comes_out_as_in_float32(tiny_xlmr: Path, tmp_
         elif name.endswith(".output.dense.weight") and "attention" not in name:
             weights[name] = weights[name] / 100_000
     save_file(weights, folder / "model.safetensors")
-    model = load_scorer(folder, precision="float16")
+    model = scorer(folder, backend, "float16")
     pairs = (["how long", "a"], ["five days", "b c d"])
-    np.testing.assert_allclose(
-        model.logits(*pairs), load_scorer(folder, precision="float32").logits(*pairs), atol=1e-5
-    )
+    np.testing.assert_allclose(model.logits(*pairs), scorer(folder, backend).logits(*pairs), atol=1e-5)
     assert model.describe()["rescored_in_float32"] == 2
 
 
 def test_a_logit_that_is_not_finite_in_float32_is_an_error_not_a_score(
-    tiny_bert: Path, tmp_path: Path
+    tiny_bert: Path, backend: BackendClass, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(tiny_bert, tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     weights["classifier.bias"] = np.array([np.inf], np.float32)
     save_file(weights, folder / "model.safetensors")
-    found = load_scorer(folder, precision="float32").score_pairs(["a"], ["b"])
+    found = scorer(folder, backend).score_pairs(["a"], ["b"])
     assert found.errors == {0: ("not_finite", "the model's output is inf in float32")}
 
 
@@ -151,7 +178,7 @@ def test_a_full_memory_is_told_from_other_errors(
 
     monkeypatch.setattr(backend._encoder, "forward", fail)
     with pytest.raises(OutOfMemoryError):
-        backend.forward(one_pair())
+        backend.start(one_pair())
 
 
 def test_an_error_of_the_device_is_raised_as_it_is(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +189,7 @@ def test_an_error_of_the_device_is_raised_as_it_is(tiny_bert: Path, monkeypatch:
 
     monkeypatch.setattr(backend._encoder, "forward", fail)
     with pytest.raises(RuntimeError, match="device-side assert"):
-        backend.forward(one_pair())
+        backend.start(one_pair())
 
 
 def test_products_are_exact_while_a_batch_runs_and_as_before_afterwards() -> None:
@@ -184,23 +211,31 @@ def test_cuda_that_is_not_there_is_a_model_error() -> None:
         torch_device("cuda")
 
 
-def test_tensors_that_do_not_fit_are_named_at_loading_too(tiny_bert: Path, tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_are_named_at_loading_too(
+    tiny_bert: Path, backend: BackendClass, tmp_path: Path
+) -> None:
     folder = shutil.copytree(tiny_bert, tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     del weights["bert.encoder.layer.1.output.dense.bias"]
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(ModelError, match=r"lacks the tensor bert\.encoder\.layer\.1\.output\.dense\.bias"):
-        PaddedBackend(folder, precision="float32", device="cpu")
+        backend(folder, precision="float32", device="cpu")
 
 
 def test_sharded_weights_give_the_same_logits(
-    tiny_bert: Path, tmp_path: Path, folder_of_shards: Path
+    tiny_bert: Path, backend: BackendClass, folder_of_shards: Path
 ) -> None:
     pairs = (["how long", "a"], ["five days", "b c d"])
-    model: Scorer = load_scorer(folder_of_shards, precision="float32")
     np.testing.assert_array_equal(
-        model.logits(*pairs), load_scorer(tiny_bert, precision="float32").logits(*pairs)
+        scorer(folder_of_shards, backend).logits(*pairs), scorer(tiny_bert, backend).logits(*pairs)
     )
+
+
+def test_what_a_scorer_tells_of_its_backend(tiny_bert: Path, backend: BackendClass) -> None:
+    told = scorer(tiny_bert, backend).describe()
+    assert (told["backend"], told["device"], told["precision"]) == (backend.name, "cpu", "float32")
+    assert told["versions"]["torch"] == str(torch.__version__)
+    assert json.loads(json.dumps(told)) == told
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,19 @@ import pytest
 from rerank_udf.engine.backend import Backend, OutOfMemoryError, PackedBatch
 from rerank_udf.engine.scorer import ModelEngine, Ranked, Scorer, sigmoid
 from rerank_udf.errors import InputError, PairError
+from rerank_udf.packing import Layout, batch_cost
 from rerank_udf.tokens import PairLimits, PairTokenizer
 
 NEVER = 10**9
 
 
 class SumBackend:
-    """A pair's logit is a thousandth of the sum of its ids; memory and arithmetic fail as a test wishes."""
+    """A pair's logit is a thousandth of the sum of its ids; memory and arithmetic fail as a test wishes.
 
-    name, device, device_name, padded = "sum", "cpu", "a test", True
+    `memory` is what a batch may cost when it is started, `fetched` when it is finished.
+    """
+
+    name, device, device_name = "sum", "cpu", "a test"
 
     def __init__(
         self,
@@ -29,18 +33,31 @@ class SumBackend:
         memory: int = NEVER,
         overflow: Callable[[int], bool] = lambda total: False,
         rescue: Backend | None = None,
+        fetched: int = NEVER,
+        layout: Layout = "padded",
     ) -> None:
         self.precision = precision
         self.memory = memory
         self.overflow = overflow
         self.rescue = rescue
+        self.fetched = fetched
+        self.layout = layout
         self.batches: list[int] = []
+        self.fetches = 0
 
-    def forward(self, batch: PackedBatch) -> npt.NDArray[np.float32]:
-        lengths = batch.lengths
-        if len(lengths) * int(lengths.max()) > self.memory:
+    def start(self, batch: PackedBatch) -> PackedBatch:
+        if batch_cost(batch.lengths, self.layout) > self.memory:
             raise OutOfMemoryError("the test's memory is full")
-        self.batches.append(len(lengths))
+        self.batches.append(len(batch.lengths))
+        return batch
+
+    def finish(self, started: Sequence[Any]) -> npt.NDArray[np.float32]:
+        if sum(batch_cost(batch.lengths, self.layout) for batch in started) > self.fetched:
+            raise OutOfMemoryError("the test's memory is full at last")
+        self.fetches += 1
+        return np.concatenate([self.logits(batch) for batch in started])
+
+    def logits(self, batch: PackedBatch) -> npt.NDArray[np.float32]:
         totals = np.add.reduceat(batch.token_ids.astype(np.int64), batch.offsets[:-1])
         logits = (totals / 1000).astype(np.float32)
         logits[[self.overflow(int(total)) for total in totals]] = np.inf
@@ -55,6 +72,9 @@ class SumBackend:
 
     def versions(self) -> dict[str, str]:
         return {}
+
+    def describe(self) -> dict[str, Any]:
+        return {"kernel": "a sum"}
 
 
 @pytest.fixture
@@ -84,8 +104,29 @@ def test_logits_come_back_in_the_order_of_the_pairs(tokenizer: PairTokenizer) ->
     assert sum(backend.batches) == 40
 
 
-def test_a_batch_never_costs_more_than_its_budget(tokenizer: PairTokenizer) -> None:
-    scorer(tokenizer, SumBackend(memory=100), budget=100).logits(QUERIES, PASSAGES)  # would raise
+@pytest.mark.parametrize("layout", ["packed", "padded", "equal_lengths"])
+def test_a_batch_never_costs_more_than_its_budget(tokenizer: PairTokenizer, layout: Layout) -> None:
+    scorer(tokenizer, SumBackend(memory=100, layout=layout), budget=100).logits(
+        QUERIES, PASSAGES
+    )  # would raise
+
+
+def test_all_batches_are_fetched_at_once(tokenizer: PairTokenizer) -> None:
+    backend = SumBackend()
+    scorer(tokenizer, backend).logits(QUERIES, PASSAGES)
+    assert (len(backend.batches) > 3, backend.fetches) == (True, 1)
+
+
+def test_a_very_large_call_is_fetched_in_parts(
+    tokenizer: PairTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rerank_udf.engine.runner._MOST_TOKENS", 150)
+    backend = SumBackend()
+    assert scorer(tokenizer, backend).logits(QUERIES, PASSAGES).tolist() == expected(
+        tokenizer, QUERIES, PASSAGES
+    )
+    tokens = int(tokenizer.encode(QUERIES, PASSAGES).lengths.sum())
+    assert tokens // (150 + 64) <= backend.fetches <= tokens // 150 + 1
 
 
 def test_no_pairs_give_no_logits(tokenizer: PairTokenizer) -> None:
@@ -133,10 +174,22 @@ def test_out_of_memory_halves_the_budget_for_good_and_says_so(
     assert model.describe()["out_of_memory_halvings"] == facts["out_of_memory_halvings"]
 
 
+def test_out_of_memory_at_the_end_starts_only_what_failed_again(tokenizer: PairTokenizer) -> None:
+    backend = SumBackend(fetched=60)
+    model = scorer(tokenizer, backend, budget=100)
+    assert model.logits(QUERIES, PASSAGES).tolist() == expected(tokenizer, QUERIES, PASSAGES)
+    assert model.describe()["out_of_memory_halvings"] > 0
+    fits = [rows for rows in backend.batches if rows > 1]
+    assert sum(backend.batches) < 40 + sum(fits)
+    assert model.describe()["max_tokens_per_batch"] <= 60
+
+
+@pytest.mark.parametrize("where", ["memory", "fetched"])
 def test_a_pair_that_does_not_fit_alone_is_an_error_and_the_others_are_scored(
-    tokenizer: PairTokenizer,
+    tokenizer: PairTokenizer, where: str
 ) -> None:
-    scored = scorer(tokenizer, SumBackend(memory=30)).score_pairs(["a"] * 3, ["b", "fish " * 50, "c"])
+    backend = SumBackend(**{where: 30})  # type: ignore[arg-type]
+    scored = scorer(tokenizer, backend).score_pairs(["a"] * 3, ["b", "fish " * 50, "c"])
     assert list(scored.errors) == [1]
     assert scored.errors[1][0] == "out_of_memory"
     assert "54 tokens do not fit into the memory of cpu" in scored.errors[1][1]
@@ -168,11 +221,22 @@ def test_what_is_not_finite_in_float32_either_is_an_error(tokenizer: PairTokeniz
 
 def test_an_error_that_spoils_the_process_is_raised(tokenizer: PairTokenizer) -> None:
     class Broken(SumBackend):
-        def forward(self, batch: PackedBatch) -> npt.NDArray[np.float32]:
+        def start(self, batch: PackedBatch) -> PackedBatch:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     with pytest.raises(RuntimeError, match="illegal memory access"):
         scorer(tokenizer, Broken()).score_pairs(["a"], ["b"])
+
+
+def test_a_scorer_says_what_its_backend_and_its_tokenizer_did(tokenizer: PairTokenizer) -> None:
+    model = scorer(tokenizer, SumBackend())
+    before = model.describe()
+    model.score_pairs(["a", "a", "b"], ["b", "c", "a"])
+    facts = model.describe()
+    assert (facts["backend"], facts["kernel"], facts["precision"]) == ("sum", "a sum", "float32")
+    assert facts["tokenizer_threads"] >= 1
+    assert facts["texts_tokenised"] - before["texts_tokenised"] == 3
+    assert facts["text_cache_hits"] - before["text_cache_hits"] == 2
 
 
 def test_rank_is_by_logit_and_keeps_the_order_of_equals(tokenizer: PairTokenizer) -> None:

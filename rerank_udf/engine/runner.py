@@ -1,0 +1,173 @@
+"""Plan → start → finish: batches through a backend, with what to do when its memory is full."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rerank_udf.engine.backend import Backend, OutOfMemoryError, PackedBatch
+from rerank_udf.packing import RowNumbers, batch_cost, plan_batches
+from rerank_udf.tables import Reason
+from rerank_udf.texts import PairErrors
+from rerank_udf.tokens import CutPairs
+
+_log = logging.getLogger(__name__)
+
+Logits = npt.NDArray[np.float32]
+
+# What a call may hold of its batches at once, put together ahead or on the device: 64 MB of ids and what a backend
+# adds. A window has fewer tokens; of a very large call the rest follows batch by batch.
+_MOST_TOKENS = 16 << 20
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """The numbers of a batch's pairs, and, where there is one already, the batch."""
+
+    rows: RowNumbers
+    packed: PackedBatch | None = None
+
+
+@dataclass(frozen=True)
+class PreparedPairs:
+    """n pairs, tokenised and planned: the batches in reverse, for the budget `max_tokens`."""
+
+    pairs: CutPairs
+    batches: list[PlannedBatch]
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class StartedBatch:
+    """The numbers of a batch's pairs, and what the backend gave for it."""
+
+    rows: RowNumbers
+    handle: object
+
+
+@dataclass(frozen=True)
+class StartedPairs:
+    """n pairs on their way: `logits`, float32 (n,), of the batches that were fetched; the `batches` that are still on
+    the device; and in `errors` the pairs that did not fit into its memory."""
+
+    pairs: CutPairs
+    logits: Logits
+    batches: list[StartedBatch]
+    errors: PairErrors
+
+
+class BatchRunner:
+    """Plans and runs batches; out of memory halves the token budget for good and says so."""
+
+    def __init__(self, backend: Backend, max_tokens: int) -> None:
+        self.backend = backend
+        self.max_tokens = max_tokens
+        self.halvings = 0
+
+    def run(self, pairs: CutPairs, rows: RowNumbers, logits: Logits) -> PairErrors:
+        """Write the logits of the pairs numbered `rows`; returns those that do not fit even alone."""
+        return self.finish(self.start(self.prepare(pairs, rows), logits))
+
+    def prepare(self, pairs: CutPairs, rows: RowNumbers) -> PreparedPairs:
+        """Plan the pairs numbered `rows`, and put the first batches together."""
+        budget = self.max_tokens
+        planned = self._plan(pairs, rows, budget)
+        tokens_ahead = 0
+        for place in reversed(range(len(planned))):
+            tokens_ahead += int(pairs.lengths[planned[place].rows].sum())
+            if tokens_ahead > _MOST_TOKENS:
+                break
+            packed = PackedBatch(*pairs.assemble(planned[place].rows))
+            planned[place] = PlannedBatch(planned[place].rows, packed)
+        return PreparedPairs(pairs, planned, budget)
+
+    def start(self, prepared: PreparedPairs, logits: Logits) -> StartedPairs:
+        """Start every batch; the plan is made anew where the budget has been halved since.
+
+        `logits`: float32 (n,), where the result of each pair is written by the end of `finish`.
+        """
+        planned = prepared.batches
+        if planned and self.max_tokens != prepared.max_tokens:
+            rows = np.concatenate([batch.rows for batch in planned])
+            planned = self._plan(prepared.pairs, rows, self.max_tokens)
+        started = StartedPairs(prepared.pairs, logits, [], {})
+        self._start(started, planned)
+        return started
+
+    def finish(self, started: StartedPairs) -> PairErrors:
+        """Fetch what is on the device; returns the pairs that do not fit even alone.
+
+        All batches are fetched at once. Where there is no memory for that, one after the other: then a batch that
+        fails is known, and is started again in smaller ones.
+        """
+        while started.batches:
+            try:
+                self._fetch(started, started.batches)
+                started.batches.clear()
+            except OutOfMemoryError:
+                lost = self._fetch_singly(started)
+                started.batches.clear()
+                for rows, error in lost:
+                    self._start(started, self._smaller(started, rows, [], error))
+        return started.errors
+
+    def _start(self, started: StartedPairs, planned: Sequence[PlannedBatch]) -> None:
+        left = list(planned)
+        tokens = 0
+        while left:
+            batch = left.pop()
+            try:
+                packed = batch.packed or PackedBatch(*started.pairs.assemble(batch.rows))
+                started.batches.append(StartedBatch(batch.rows, self.backend.start(packed)))
+            except OutOfMemoryError as error:
+                left = self._smaller(started, batch.rows, left, error)
+            else:
+                tokens += len(packed.token_ids)
+                if tokens > _MOST_TOKENS:
+                    self.finish(started)
+                    tokens = 0
+
+    def _fetch(self, started: StartedPairs, batches: Sequence[StartedBatch]) -> None:
+        values = self.backend.finish([batch.handle for batch in batches])
+        started.logits[np.concatenate([batch.rows for batch in batches])] = values
+
+    def _fetch_singly(self, started: StartedPairs) -> list[tuple[RowNumbers, OutOfMemoryError]]:
+        """Fetch batch by batch; returns those for which there is no memory, with the device's own words."""
+        lost = []
+        for batch in started.batches:
+            try:
+                self._fetch(started, [batch])
+            except OutOfMemoryError as error:
+                lost.append((batch.rows, error))
+        return lost
+
+    def _smaller(
+        self, started: StartedPairs, rows: RowNumbers, left: list[PlannedBatch], error: OutOfMemoryError
+    ) -> list[PlannedBatch]:
+        """What to start where the batch `rows` did not fit: it and all that is left, planned anew under half the
+        budget. A single pair that does not fit becomes an error instead.
+        """
+        lengths = started.pairs.lengths
+        if len(rows) == 1:
+            detail = f"{lengths[rows[0]]} tokens do not fit into the memory of {self.backend.device}: {error}"
+            started.errors[int(rows[0])] = (Reason.OUT_OF_MEMORY, detail)
+            return left
+        self._halve(batch_cost(lengths[rows], self.backend.layout))
+        return self._plan(
+            started.pairs, np.concatenate([rows, *(batch.rows for batch in left)]), self.max_tokens
+        )
+
+    def _plan(self, pairs: CutPairs, rows: RowNumbers, max_tokens: int) -> list[PlannedBatch]:
+        """Batches in reverse, so that the longest, which need the most memory, are popped first."""
+        planned = plan_batches(pairs.lengths[rows], max_tokens, self.backend.layout)
+        return [PlannedBatch(rows[batch]) for batch in reversed(planned)]
+
+    def _halve(self, tokens_tried: int) -> None:
+        self.max_tokens = max(1, min(self.max_tokens, tokens_tried) // 2)
+        self.halvings += 1
+        device = self.backend.device
+        _log.warning("out of memory on %s: batches now have at most %d tokens", device, self.max_tokens)

@@ -1,0 +1,100 @@
+"""What every torch backend shares: its device, exact products, and which errors mean a full memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from rerank_udf.engine.backend import OutOfMemoryError
+from rerank_udf.errors import ModelError
+from rerank_udf.machine import processor_name, task_threads
+from rerank_udf.models.checkpoint import Architecture
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Best of 256 to 16,384 for XQuAD pairs (214 tokens in the mean) through 12 x 384 and 12 x 768 models, bfloat16
+CPU_TOKENS_PER_CORE = 2048
+_MOST_CPU_TOKENS = 16384
+_TOKENS_PER_MULTIPROCESSOR = 128
+_WIDE = 1024  # the hidden size at which so many tokens keep a multiprocessor busy
+_SLACK = 1.25  # temporary tensors, and what the allocator cannot use
+_USABLE_MEMORY = 0.9
+_FULL_HOST = ("can't allocate memory", "not enough memory")
+
+
+def torch_device(device: str) -> torch.device:
+    """The device that "auto", "cpu", "cuda" or "cuda:N" means here. Raises ModelError where CUDA is absent."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(
+            f"device is {device}, but this torch ({torch.__version__}) sees no CUDA device; use cpu"
+        )
+    return torch.device(device)
+
+
+def device_name(device: torch.device) -> str:
+    """The card's or the processor's own name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
+def token_budget(device: torch.device, architecture: Architecture, precision: str) -> int:
+    """Tokens of a batch that keep the device busy, at most what its free memory holds; so many for each core of a CPU.
+
+    The model's weights are on the device already.
+    """
+    if device.type != "cuda":
+        return min(_MOST_CPU_TOKENS, CPU_TOKENS_PER_CORE * task_threads())
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    free, _ = torch.cuda.mem_get_info(device)
+    most = int(_USABLE_MEMORY * free / bytes_per_token(architecture, precision))
+    return max(1, min(busy_tokens(processors, architecture.hidden), most))
+
+
+def busy_tokens(multiprocessors: int, hidden: int) -> int:
+    """Tokens of a batch that keep a GPU busy: 128 for each multiprocessor, more for narrow models."""
+    return int(_TOKENS_PER_MULTIPROCESSOR * multiprocessors * max(1.0, _WIDE / hidden))
+
+
+def bytes_per_token(architecture: Architecture, precision: str) -> float:
+    """Device memory that a batch takes for each of its tokens, beside the weights."""
+    return _SLACK * 2 * (architecture.hidden + architecture.intermediate) * DTYPES[precision].itemsize
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """No TF32 in float32, no 16-bit sums in 16 bits: while a batch runs, then as the caller had it."""
+    matmul = torch.backends.cuda.matmul
+    before = (
+        torch.get_float32_matmul_precision(),
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
+    )
+    torch.set_float32_matmul_precision("highest")
+    matmul.allow_fp16_reduced_precision_reduction = False
+    matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        matmul.allow_fp16_reduced_precision_reduction = before[1]
+        matmul.allow_bf16_reduced_precision_reduction = before[2]
+
+
+@contextlib.contextmanager
+def memory_errors(device: torch.device) -> Iterator[None]:
+    """Raise the engine's OutOfMemoryError where torch or the system says that memory is full.
+
+    Other errors pass as they are: after a device assert or an illegal access the process is spoilt.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # smaller blocks are asked for next
+        raise OutOfMemoryError(str(error).split("\n")[0]) from error
+    except RuntimeError as error:
+        if any(words in str(error) for words in _FULL_HOST):
+            raise OutOfMemoryError(str(error).split("\n")[0]) from error
+        raise

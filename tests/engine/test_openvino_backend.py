@@ -1,0 +1,150 @@
+"""OpenVINO's graph against transformers' own modules, and int8 against float32."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from model_folders import bert_config, write_model, xlmr_config
+
+from rerank_udf.engine import load_scorer, resolve_scorer
+from rerank_udf.engine.backend import Backend, PackedBatch
+from rerank_udf.engine.calibration import FILE, demo_pairs
+from rerank_udf.engine.int8 import Ranges, measure_ranges
+from rerank_udf.engine.openvino_backend import OpenVinoBackend
+from rerank_udf.engine.padded import PaddedBackend
+from rerank_udf.engine.weights import read_weights
+
+CONFIGS = {
+    "xlmr": xlmr_config(num_hidden_layers=3, layer_norm_eps=1e-3),
+    "bert": bert_config(num_hidden_layers=3),
+    "one layer": xlmr_config(num_hidden_layers=1),
+}
+ORDERS = {
+    "one token": [1],
+    "equal": [12, 12, 12],
+    "longest first": [120, 119, 90, 40, 40, 40, 7, 2, 1],
+    "any order": [3, 90, 3, 64, 64, 1, 120],
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"), CONFIGS[request.param])
+
+
+def make_batch(folder: Path, lengths: list[int], seed: int = 0) -> PackedBatch:
+    """Random ids, literal pad tokens among them, and random types."""
+    config = json.loads((folder / "config.json").read_text())
+    random = np.random.default_rng(seed)
+    ids = random.integers(0, config["vocab_size"], sum(lengths)).astype(np.int32)
+    ids[random.random(len(ids)) < 0.1] = config["pad_token_id"]
+    types = random.integers(0, config["type_vocab_size"], len(ids)).astype(np.uint8)
+    return PackedBatch(ids, np.concatenate([[0], np.cumsum(lengths)]), types)
+
+
+def logits(backend: Backend, *batches: PackedBatch) -> npt.NDArray[np.float32]:
+    return backend.finish([backend.start(batch) for batch in batches])
+
+
+@pytest.mark.parametrize("lengths", ORDERS.values(), ids=ORDERS)
+def test_float32_logits_are_those_of_transformers(folder: Path, lengths: list[int]) -> None:
+    batch = make_batch(folder, lengths)
+    expected = logits(PaddedBackend(folder, precision="float32", device="cpu"), batch)
+    found = logits(OpenVinoBackend(folder, precision="float32"), batch)
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+
+def test_batches_under_way_at_once_keep_their_places(folder: Path) -> None:
+    batches = [
+        make_batch(folder, [length] * rows, length) for length, rows in ((50, 3), (9, 7), (33, 1), (9, 2))
+    ]
+    expected = logits(PaddedBackend(folder, precision="float32", device="cpu"), *batches)
+    found = logits(OpenVinoBackend(folder, precision="float32"), *batches)
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+
+def test_bfloat16_is_off_by_rounding_only(folder: Path) -> None:
+    batch = make_batch(folder, [100, 100, 60, 20, 5])
+    expected = logits(PaddedBackend(folder, precision="float32", device="cpu"), batch)
+    reference = logits(PaddedBackend(folder, precision="bfloat16", device="cpu"), batch)
+    found = logits(OpenVinoBackend(folder, precision="bfloat16"), batch)
+    allowed = 4 * np.abs(reference - expected).max() + 1e-3
+    assert np.abs(found - expected).max() <= allowed
+
+
+def test_ranges_are_those_of_the_layers_inputs(folder: Path) -> None:
+    """The first layer's input is the embedding, whose ranges transformers' own embedding module shows."""
+    weights = read_weights(folder)
+    if len(weights.layers) == 1:
+        pytest.skip("a single layer has nothing to quantise")
+    batch = make_batch(folder, [40])
+    from transformers import AutoModelForSequenceClassification
+
+    from rerank_udf.engine.backend import place_ids, position_ids
+
+    places = place_ids(batch, weights.architecture)
+    found = measure_ranges(weights, [(batch.token_ids[None], places[None])], 1)
+    again = Ranges.from_bytes(found.to_bytes())
+    assert again.digest == found.digest
+
+    import torch
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        states = model.base_model.embeddings(
+            input_ids=torch.tensor(batch.token_ids[None], dtype=torch.int64),
+            token_type_ids=torch.tensor(batch.type_ids[None], dtype=torch.int64),
+            position_ids=torch.tensor(position_ids(batch, weights.architecture)[None], dtype=torch.int64),
+        )[0].numpy()
+    np.testing.assert_allclose(again.values["0.input"], [states.min(axis=0), states.max(axis=0)], atol=1e-5)
+    assert len(again.values) == 4 * (len(weights.layers) - 1)
+
+
+def test_int8_keeps_the_order_of_real_texts() -> None:
+    """On mini's real weights; calibrated by the first call, kept and read by the next."""
+    from scipy.stats import kendalltau
+
+    plan = resolve_scorer("mini", precision="int8", device="cpu")
+    assert resolve_scorer("mini", precision="int8", device="cpu").model_key == plan.model_key
+    assert resolve_scorer("mini", precision="bfloat16", device="cpu").model_key != plan.model_key
+    queries, passages = demo_pairs(120)
+    exact = load_scorer("mini", precision="float32", device="cpu").logits(queries, passages)
+    scorer = plan.load()
+    found = scorer.logits(queries, passages)
+    assert scorer.describe()["backend"] == "openvino"
+    assert kendalltau(exact, found).statistic >= 0.9
+
+
+def test_other_ranges_are_another_model_key() -> None:
+    from dataclasses import replace
+
+    plan = resolve_scorer("mini", precision="int8", device="cpu")
+    assert plan.ranges is not None
+    ranges = Ranges.from_bytes(plan.ranges)
+    wider = Ranges({name: values * np.float32(1.01) for name, values in ranges.values.items()})
+    assert replace(plan, ranges=wider.to_bytes()).model_key != plan.model_key
+
+
+def test_calibration_is_kept_beside_the_model(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_bert, tmp_path / "model")
+    plan = resolve_scorer(str(folder), precision="int8", device="cpu", max_length=64)
+    assert (folder / FILE).read_bytes() == plan.ranges
+    (folder / FILE).write_bytes(Ranges.from_bytes(plan.ranges or b"").to_bytes())
+    assert (
+        resolve_scorer(str(folder), precision="int8", device="cpu", max_length=64).model_key == plan.model_key
+    )
+
+
+def test_openvino_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, tiny_bert: Path) -> None:
+    settings = {"precision": "float32", "device": "cpu", "max_length": 64}
+    torch_scorer = load_scorer(str(tiny_bert), **settings)
+    monkeypatch.setenv("RERANK_UDF_CPU_BACKEND", "openvino")
+    openvino_scorer = load_scorer(str(tiny_bert), **settings)
+    assert [s.describe()["backend"] for s in (torch_scorer, openvino_scorer)] == ["torch-packed", "openvino"]
+    pairs = ["what is it", "why", "what is it"], ["an answer", "", "a much longer answer " * 9]
+    np.testing.assert_allclose(openvino_scorer.logits(*pairs), torch_scorer.logits(*pairs), atol=1e-5)
