@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -16,11 +17,13 @@ import click
 from rich.console import Console
 
 from rerank_udf import __version__
-from rerank_udf.config import JobConfig, load_config
+from rerank_udf.config import JobConfig, Model, load_config, parse_section
 from rerank_udf.errors import ConfigError, RerankError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+    from rerank_udf.engine.doctor import ClusterReport, DoctorReport
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -138,6 +141,73 @@ def convert(
     written = convert_files(source_format, source, target_format, target, overwrite=overwrite, **options)
     for name, rows in written.items():
         _console().print(f"{name}  {rows:,} rows", highlight=False)
+
+
+@cli.command()
+@click.option("--spark", "on_spark", is_flag=True, help="Examine every executor of the Spark session.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+@click.option("--model", metavar="NAME", help="mini (the default), a hub id, or a path.")
+@click.option("--revision", help="Of a hub id: a commit, tag or branch.")
+@click.option("--precision", help="float32, bfloat16, float16, int8, or auto (the default).")
+@click.option("--device", help="cpu, cuda, cuda:N, or auto (the default).")
+@click.option("--config", "config_path", metavar="FILE", help="Take the model section of a job's settings.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY.PATH=VALUE",
+    help="Change one setting of FILE; may be repeated.",
+)
+def doctor(
+    on_spark: bool, as_json: bool, config_path: str | None, overrides: tuple[str, ...], **given: str | None
+) -> None:
+    """Check this machine, or every executor: exactness, speed, memory, versions.
+
+    Ends with 1 where a device's logits are wrong, or torch does not support it.
+    """
+    model = _model_settings(config_path, overrides, given)
+    report = _cluster_report(model) if on_spark else _machine_report(model)
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), ensure_ascii=False, indent=2))
+    else:
+        from rerank_udf.engine.doctor import show
+
+        _console().print(show(report), highlight=False)
+    if not report.passed:
+        sys.exit(1)
+
+
+def _cluster_report(model: Model) -> ClusterReport:
+    session = _session("rerank-udf doctor")
+    from rerank_udf.spark.doctor import examine_cluster
+
+    return examine_cluster(session, model)
+
+
+def _machine_report(model: Model) -> DoctorReport:
+    from rerank_udf.engine.doctor import examine_model
+
+    try:
+        return examine_model(model)
+    except ModuleNotFoundError as missing:
+        raise ConfigError(
+            f"doctor compares with transformers in torch and needs {missing.name}, which is not installed; "
+            "pip install 'rerank-udf[torch]'"
+        ) from None
+
+
+def _model_settings(
+    config_path: str | None, overrides: tuple[str, ...], given: dict[str, str | None]
+) -> Model:
+    """The model section of a job's settings, or its defaults, with what the command line gives in its place."""
+    if overrides and config_path is None:
+        raise ConfigError("--set changes a setting of --config FILE, and there is none; give the file too")
+    section = load_config(config_path, overrides).model if config_path else Model()
+    named = {option: value for option, value in given.items() if value is not None}
+    raw = section.model_dump()
+    if "model" in named:
+        raw |= {"name": named.pop("model"), "revision": None}  # the file's revision is of the file's model
+    return parse_section(Model, raw | named, "the options of doctor")
 
 
 def _print_estimate(spark: SparkSession, config: JobConfig) -> None:
