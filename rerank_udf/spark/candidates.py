@@ -329,7 +329,8 @@ def _with_duplicates(rows: DataFrame) -> DataFrame:
         F.col("_tie"),
     ]
     place = F.row_number().over(Window.partitionBy("_query_id", "_passage_id").orderBy(*order))
-    numbered = rows.withColumn("_place", place)
+    # By the query alone, so that one exchange serves this window and those over a query's rows.
+    numbered = rows.repartition("_query_id").withColumn("_place", place)
     duplicate = F.col("_reason").isNull() & (F.col("_place") > 1)
     sentence = F.format_string(
         "candidate %d of the same ids (query_id %s, passage_id %s); the best placed is kept",

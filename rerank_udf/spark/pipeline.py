@@ -35,6 +35,8 @@ from rerank_udf.spark.session import slots
 MAX_PAIRS_PER_PASSAGE = 4096
 _PAIRS_PER_TASK = 20_000
 _FEWEST_PAIRS_PER_TASK = 512
+_ROWS_PER_FILE = 1_000_000
+_FEWEST_ROWS_PER_FILE = 50_000
 _STALE_SECONDS = 24 * 3600.0
 _SCORED = "_scored"
 _ARROW_BATCH_BYTES = 64 << 20
@@ -74,7 +76,8 @@ def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command
             facts = score(spark, staged, plan, folder, console)
         with report.phase("publish"):
             _count_scored(report, facts)
-            result = outcome(staged.rows, facts, config.ranking)
+            tasks = publishing_tasks(report.pairs_in, slots(spark))
+            result = outcome(staged.rows, facts, config.ranking, tasks)
             publish(spark, config, report, result)
     write_report(spark, config, report)
     return report
@@ -140,18 +143,24 @@ def stage(spark: SparkSession, prepared: Prepared, folder: str) -> Staged:
     """Write rows, distinct pairs and their passages once, so that later plans read the same input whatever changes."""
     prepared.rows.write.parquet(f"{folder}/rows")
     rows = spark.read.parquet(f"{folder}/rows")
-    to_score = F.col(tables.REASON).isNull() & ~F.col("beyond_depth")
-    keys = rows.where(to_score).select(tables.PAIR_KEY, tables.QUERY_KEY, tables.PASSAGE_KEY)
-    distinct = keys.dropDuplicates([tables.PAIR_KEY])
-    queries = prepared.queries.dropDuplicates([tables.QUERY_KEY])
-    distinct.join(queries, tables.QUERY_KEY).write.parquet(f"{folder}/pairs")
+    _distinct_pairs(rows, prepared.queries).write.parquet(f"{folder}/pairs")
     pairs = spark.read.parquet(f"{folder}/pairs")
-    used = pairs.select(tables.PASSAGE_KEY)
-    passages = prepared.passages.dropDuplicates([tables.PASSAGE_KEY]).join(
-        used, tables.PASSAGE_KEY, "left_semi"
-    )
-    passages.write.parquet(f"{folder}/passages")
+    _used_passages(pairs, prepared.passages).write.parquet(f"{folder}/passages")
     return Staged(rows, pairs, spark.read.parquet(f"{folder}/passages"), pairs.count())
+
+
+def _distinct_pairs(rows: DataFrame, queries: DataFrame) -> DataFrame:
+    """pair_key, query_key, passage_key, query of what is to be scored, each pair once."""
+    to_score = F.col(tables.REASON).isNull() & ~F.col("beyond_depth")
+    # Distinct over all three: the pair's key decides the other two, and hashing is cheaper than sorting.
+    keys = rows.where(to_score).select(tables.PAIR_KEY, tables.QUERY_KEY, tables.PASSAGE_KEY).distinct()
+    return keys.join(queries.dropDuplicates([tables.QUERY_KEY]), tables.QUERY_KEY)
+
+
+def _used_passages(pairs: DataFrame, passages: DataFrame) -> DataFrame:
+    """passage_key, passage of the passages that stand in `pairs`, each once; others are dropped before they travel."""
+    used = pairs.select(tables.PASSAGE_KEY).distinct()
+    return passages.join(used, tables.PASSAGE_KEY, "left_semi").dropDuplicates([tables.PASSAGE_KEY])
 
 
 def _count_input(report: RunReport, prepared: Prepared, staged: Staged) -> None:
@@ -223,16 +232,17 @@ def scoring_tasks(pairs: int, slots: int) -> int:
 
 
 def _count_scored(report: RunReport, facts: DataFrame) -> None:
-    totals = facts.agg(
+    by_scorer = facts.groupBy(tables.SCORER).agg(
         F.count(F.lit(1)).alias("pairs"),
-        F.coalesce(F.sum(tables.TOKENS), F.lit(0)).alias("tokens"),
-        F.coalesce(F.sum(F.col(tables.TRUNCATED).cast("int")), F.lit(0)).alias("truncated"),
-        F.collect_set(tables.SCORER).alias("scorers"),
-    ).collect()[0]
-    report.pairs_scored, report.tokens = totals["pairs"], totals["tokens"]
-    report.pairs_truncated = totals["truncated"]
-    report.models_loaded = len(totals["scorers"])
-    report.devices = sorted({_device(label) for label in totals["scorers"]})
+        F.sum(tables.TOKENS).alias("tokens"),
+        F.sum(F.col(tables.TRUNCATED).cast("int")).alias("truncated"),
+    )
+    found = by_scorer.collect()
+    report.pairs_scored = sum(row["pairs"] for row in found)
+    report.tokens = sum(row["tokens"] for row in found)
+    report.pairs_truncated = sum(row["truncated"] for row in found)
+    report.models_loaded = len(found)
+    report.devices = sorted({_device(row[tables.SCORER]) for row in found})
     report.tokens_per_second = round(report.tokens / max(report.seconds.get("score", 0.0), 1e-9), 1)
 
 
@@ -243,6 +253,11 @@ def _device(label: str) -> str:
 
 
 # --- publish ---
+
+
+def publishing_tasks(rows: int, slots: int) -> int:
+    """How many tasks rank and publish `rows`, and how many files they write: all slots busy, no crumbs."""
+    return max(1, min(slots, rows // _FEWEST_ROWS_PER_FILE), math.ceil(rows / _ROWS_PER_FILE))
 
 
 def publish(spark: SparkSession, config: JobConfig, report: RunReport, result: Outcome) -> None:

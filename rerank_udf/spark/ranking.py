@@ -95,10 +95,15 @@ def check_fusion(fusion: Fusion, prepared: Prepared) -> None:
         raise ConfigError("ranking.fusion rrf needs a first-stage rank or score column in candidates")
 
 
-def outcome(rows: DataFrame, scored: DataFrame, ranking: Ranking) -> Outcome:
-    """Join `scored` (pair_key, logit, reason, detail) to prepared `rows` and decide each row's fate."""
+def outcome(rows: DataFrame, scored: DataFrame, ranking: Ranking, partitions: int | None = None) -> Outcome:
+    """Join `scored` (pair_key, logit, reason, detail) to prepared `rows` and decide each row's fate.
+
+    `partitions`: of the result, each query in one of them; None leaves it to the session.
+    """
     fused = ranking.fusion.method != "none"
     judged = _judged(rows, scored, ranking)
+    if partitions is not None:
+        judged = judged.repartition(partitions, tables.QUERY_ID)
     if fused:
         judged = judged.withColumn(tables.FUSED_SCORE, _fused(ranking.fusion))
     key = F.col(tables.FUSED_SCORE if fused else tables.LOGIT)

@@ -6,15 +6,22 @@ module's memory of each worker process and is loaded on the first row, never on 
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
+import sys
 import uuid
+import zipimport
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -92,11 +99,24 @@ def process_scorer(plan: Loadable) -> tuple[Scorer, str]:
     global _loaded
     if _loaded is None or _loaded.plan != plan:
         _loaded = None  # frees the old model before the new one takes its memory
+        gc.unfreeze()
         scorer = plan.load()
         device = str(scorer.describe()["device"]).replace("/", "-")
         label = f"{socket.gethostname()}/{os.getpid()}/{device}/{uuid.uuid4().hex[:8]}"
         _loaded = _Loaded(plan, scorer, label)
+        gc.freeze()  # Spark collects garbage after every task: not through the model and its libraries
     return _loaded.scorer, _loaded.label
+
+
+def _keep_zip_directories() -> None:
+    """Let the next task find the zips on the path as they were read for this one.
+
+    Before every task Spark calls importlib.invalidate_caches, which reads the directory of each zip again that has an
+    importer: a tenth of a core-second for pyspark.zip alone. A new importer finds the directory in zipimport's cache.
+    """
+    for place, importer in list(sys.path_importer_cache.items()):
+        if isinstance(importer, zipimport.zipimporter):
+            del sys.path_importer_cache[place]
 
 
 def score_in_arrow(
@@ -104,19 +124,34 @@ def score_in_arrow(
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """The function for `mapInArrow`: (pair_key, query, passage) batches in, SCORED_SCHEMA batches out.
 
-    `pairs_done`, `tokens_done`: Spark accumulators to add to, where a driver watches.
+    One `Scorer.stream` a task: the input is read on this thread, as Spark wants it, while the scorer prepares and
+    computes. `pairs_done`, `tokens_done`: Spark accumulators to add to, where a driver watches.
     """
 
     def score(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for window in windows(batches):
-            scorer, label = process_scorer(plan)
-            pairs = scorer.score_pairs(window.column(tables.QUERY), window.column(tables.PASSAGE))
+        gathered = windows(batches)
+        first = next(gathered, None)
+        if first is None:
+            return
+        scorer, label = process_scorer(plan)
+        keys: deque[pa.ChunkedArray] = deque()
+        for pairs in scorer.stream(_texts(chain([first], gathered), keys)):
             if pairs_done is not None:
                 pairs_done.add(len(pairs.logits))
                 tokens_done.add(int(pairs.tokens.sum()))
-            yield from _scored_batches(window.column(tables.PAIR_KEY), pairs, label)
+            yield from _scored_batches(keys.popleft(), pairs, label)
+        _keep_zip_directories()
 
     return score
+
+
+def _texts(
+    gathered: Iterable[pa.Table], keys: deque[pa.ChunkedArray]
+) -> Iterator[tuple[pa.ChunkedArray, pa.ChunkedArray]]:
+    """The texts of each window; its pair keys wait in `keys`, since scores come back in the windows' order."""
+    for window in gathered:
+        keys.append(window.column(tables.PAIR_KEY))
+        yield window.column(tables.QUERY), window.column(tables.PASSAGE)
 
 
 def windows(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -138,24 +173,33 @@ def windows(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 def _scored_batches(pair_keys: pa.ChunkedArray, pairs: ScoredPairs, label: str) -> Iterator[pa.RecordBatch]:
     count = len(pairs.logits)
-    reasons: list[str | None] = [None] * count
-    details: list[str | None] = [None] * count
-    for index, (reason, detail) in pairs.errors.items():
-        reasons[index], details[index] = reason, detail
-    failed = pa.array([reason is not None for reason in reasons])
+    failed = np.zeros(count, dtype=np.bool_)
+    failed[list(pairs.errors)] = True
+    reasons, details = _failures(pairs, failed)
     table = pa.Table.from_arrays(
         [
             pair_keys.cast(pa.binary()),
-            pa.array(pairs.logits, mask=failed.to_numpy(zero_copy_only=False)),
+            pa.array(pairs.logits, mask=failed),
             pa.array(pairs.tokens, type=pa.int32()),
             pa.array(pairs.truncated, type=pa.bool_()),
-            pa.array(reasons, type=pa.string()),
-            pa.array(details, type=pa.string()),
-            pa.array([label] * count, type=pa.string()),
+            reasons,
+            details,
+            pa.repeat(label, count),
         ],
         schema=_SCORED_ARROW,
     )
     yield from table.to_batches()
+
+
+def _failures(pairs: ScoredPairs, failed: npt.NDArray[np.bool_]) -> tuple[pa.Array, pa.Array]:
+    """Reason and detail of each pair, null where it did not fail: two string arrays (n,)."""
+    if not pairs.errors:
+        return pa.nulls(len(failed), pa.string()), pa.nulls(len(failed), pa.string())
+    numbers = np.zeros(len(failed), dtype=np.int32)
+    numbers[list(pairs.errors)] = np.arange(len(pairs.errors), dtype=np.int32)
+    places = pa.array(numbers, mask=~failed)
+    reasons, details = zip(*pairs.errors.values(), strict=True)
+    return pa.array(reasons, pa.string()).take(places), pa.array(details, pa.string()).take(places)
 
 
 def co_partitioned(
@@ -164,26 +208,38 @@ def co_partitioned(
     """(pair_key, query, passage) in `partitions` partitions, each passage's pairs together.
 
     `pairs`: pair_key, query_key, passage_key, query; `passages`: passage_key, passage, each key once. Both sides are
-    laid out by the same keys and number, so the join adds no exchange. With `max_pairs_per_passage` a passage with
+    laid out by the same key and number, so the join adds no exchange. With `max_pairs_per_passage` a passage with
     more pairs is split over several tasks (its pairs are counted first, so `pairs` is read twice).
     """
-    salt, copies = F.lit(0), F.array(F.lit(0))
     if max_pairs_per_passage is not None:
-        counts = pairs.groupBy(F.col(tables.PASSAGE_KEY).alias("_hot_key")).count()
-        parts = F.ceil(F.col("count") / max_pairs_per_passage).cast("int")
-        hot = F.broadcast(
-            counts.where(F.col("count") > max_pairs_per_passage).select("_hot_key", parts.alias("_parts"))
-        )
-        pairs = pairs.join(hot, F.col(tables.PASSAGE_KEY) == F.col("_hot_key"), "left")
-        passages = passages.join(hot, F.col(tables.PASSAGE_KEY) == F.col("_hot_key"), "left")
-        split = F.coalesce(F.col("_parts"), F.lit(1))
-        salt = F.pmod(F.hash(tables.QUERY_KEY), split)
-        copies = F.sequence(F.lit(0), split - 1)
-    left = pairs.select(tables.PAIR_KEY, tables.PASSAGE_KEY, salt.alias("_salt"), tables.QUERY)
-    right = passages.select(tables.PASSAGE_KEY, F.explode(copies).alias("_salt"), tables.PASSAGE)
-    keys = [tables.PASSAGE_KEY, "_salt"]
-    left, right = left.repartition(partitions, *keys), right.repartition(partitions, *keys).hint("merge")
-    return left.join(right, keys).select(tables.PAIR_KEY, tables.QUERY, tables.PASSAGE)
+        pairs, passages = _split_hot(pairs, passages, max_pairs_per_passage)
+    left = pairs.select(tables.PAIR_KEY, tables.PASSAGE_KEY, tables.QUERY)
+    right = passages.select(tables.PASSAGE_KEY, tables.PASSAGE)
+    left = left.repartition(partitions, tables.PASSAGE_KEY)
+    # Renamed above its exchange: over two bare exchanges Spark re-plans a join with spark.sql.shuffle.partitions where
+    # the stated number is below that.
+    right = right.repartition(partitions, tables.PASSAGE_KEY).withColumnRenamed(tables.PASSAGE_KEY, "_place")
+    joined = left.join(right.hint("merge"), F.col(tables.PASSAGE_KEY) == F.col("_place"))
+    return joined.select(tables.PAIR_KEY, tables.QUERY, tables.PASSAGE)
+
+
+def _split_hot(pairs: DataFrame, passages: DataFrame, most: int) -> tuple[DataFrame, DataFrame]:
+    """Both tables with a longer key for passages with more than `most` pairs: passage_key ‖ number of the part."""
+    counts = pairs.groupBy(F.col(tables.PASSAGE_KEY).alias("_hot_key")).count()
+    parts = F.ceil(F.col("count") / most).cast("int")
+    hot = F.broadcast(counts.where(F.col("count") > most).select("_hot_key", parts.alias("_parts")))
+
+    def keyed(table: DataFrame, part: Column) -> DataFrame:
+        key = F.coalesce(F.concat(tables.PASSAGE_KEY, part.cast("string").cast("binary")), tables.PASSAGE_KEY)
+        return table.withColumn(tables.PASSAGE_KEY, key)
+
+    is_hot = F.col(tables.PASSAGE_KEY) == F.col("_hot_key")
+    pairs = keyed(pairs.join(hot, is_hot, "left"), F.pmod(F.hash(tables.QUERY_KEY), "_parts"))
+    every = F.explode_outer(F.sequence(F.lit(0), F.col("_parts") - 1))
+    passages = passages.join(hot, is_hot, "left").select(
+        tables.PASSAGE_KEY, tables.PASSAGE, every.alias("_part")
+    )
+    return pairs, keyed(passages, F.col("_part"))
 
 
 def scored(pairs: DataFrame, plan: Loadable, pairs_done: Any = None, tokens_done: Any = None) -> DataFrame:

@@ -62,28 +62,28 @@ def text_side(
     table = NamedTable.of(label, own_table, "q" if noun == "query" else "p")
     identifier = table.require(id_name, id_setting, ID_TYPES, "a string or an integer").cast("string")
     text = _rendered(table, template, noun, text_name, names)
-    key = F.when(_text_problem(text, noun).isNull(), keys.text_key(text))
+    key, problem = keys.text_key(text), _text_problem(text, noun)
     return TextSide(
         noun,
         f"_{id_setting}",
-        _unique_by_id(table.frame, identifier, keys.text_key(text), _text_problem(text, noun), noun),
+        _unique_by_id(table.frame, identifier, key, problem, noun),
         None,
-        table.frame.select(key, text).where(key.isNotNull()),
+        table.frame.where(problem.isNull()).select(key, text),
     )
 
 
 def _unique_by_id(frame: DataFrame, identifier: Column, key: Column, problem: Column, noun: str) -> DataFrame:
     """id → (key, problem). An id that stands for two different texts gets the problem `ambiguous_…`."""
-    comparable = F.coalesce(key, F.lit(b"null").cast("binary"))
-    grouped = (
-        frame.where(identifier.isNotNull())
-        .groupBy(identifier.alias(f"_{noun}_join"))
-        .agg(
-            F.min(comparable).alias("_low"),
-            F.max(comparable).alias("_high"),
-            F.min(key).alias(f"_{noun}_key"),
-            F.min(problem).alias("_problem"),
-        )
+    # Narrow before it is grouped: otherwise the texts themselves are sorted and their keys made again and again.
+    narrow = frame.where(identifier.isNotNull()).select(
+        identifier.alias(f"_{noun}_join"), key.alias("_key"), problem.alias("_problem")
+    )
+    comparable = F.coalesce("_key", F.lit(b"null").cast("binary"))
+    grouped = narrow.groupBy(f"_{noun}_join").agg(
+        F.min(comparable).alias("_low"),
+        F.max(comparable).alias("_high"),
+        F.min("_key").alias(f"_{noun}_key"),
+        F.min("_problem").alias("_problem"),
     )
     ambiguous = F.when(F.col("_low") != F.col("_high"), F.lit(f"ambiguous_{noun}"))
     return grouped.select(

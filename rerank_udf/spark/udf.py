@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 from pyspark.sql import Column
@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import DoubleType, FloatType
 
+from rerank_udf.engine.scorer import sigmoid
 from rerank_udf.errors import ConfigError, InputError
 from rerank_udf.spark.model import plan_for_functions
 from rerank_udf.spark.scoring import process_scorer
@@ -43,16 +44,12 @@ def cross_encoder_udf(
     kind = DoubleType() if returns == "score" else FloatType()
 
     def score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.Series]:
-        for queries, passages in batches:
-            if not len(queries):
-                yield pd.Series(dtype="float64" if returns == "score" else "float32")
-                continue
-            logits = process_scorer(plan)[0].score_pairs(_texts(queries), _texts(passages)).logits
-            if returns == "score":
-                with np.errstate(over="ignore"):
-                    yield pd.Series(1.0 / (1.0 + np.exp(-logits.astype(np.float64))))
-            else:
-                yield pd.Series(logits)
+        filled = ((_texts(queries), _texts(passages)) for queries, passages in batches if len(queries))
+        first = next(filled, None)
+        if first is None:
+            return
+        for pairs in process_scorer(plan)[0].stream(chain([first], filled)):
+            yield pd.Series(sigmoid(pairs.logits) if returns == "score" else pairs.logits)
 
     function = pandas_udf(score, returnType=kind).asNondeterministic()  # type: ignore[call-overload]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class CountingScorer:
     def describe(self) -> dict[str, Any]:
         return dict(self.scorer.describe())
 
-    def score_pairs(self, queries: Any, passages: Any) -> Any:
-        (Path(self.folder) / f"pairs-{uuid.uuid4().hex}").write_text(str(len(queries)))
-        return self.scorer.score_pairs(queries, passages)
+    def stream(self, pairs: Iterable[tuple[Any, Any]]) -> Iterator[Any]:
+        for scored in self.scorer.stream(pairs):
+            (Path(self.folder) / f"pairs-{uuid.uuid4().hex}").write_text(str(len(scored.logits)))
+            yield scored

@@ -33,7 +33,7 @@ from rerank_udf.lake import files, versions
 from rerank_udf.report import RunReport
 from rerank_udf.spark import pipeline, read_reranked
 from rerank_udf.spark.estimate import estimate
-from rerank_udf.spark.pipeline import read_and_prepare, run_rerank, scoring_tasks
+from rerank_udf.spark.pipeline import publishing_tasks, read_and_prepare, run_rerank, scoring_tasks
 from rerank_udf.tables import Cut, Reason
 
 BAD = [
@@ -196,6 +196,11 @@ def test_python_ran_in_the_scoring_plan_and_nowhere_else(finished):
     assert "InsertIntoHadoopFsRelationCommand" in plan
     writes = [plan for plan in finished.plans.values() if "InsertIntoHadoopFsRelationCommand" in plan]
     assert len(writes) == 6  # rows, pairs, passages, scored; rejects, reranked
+
+
+def test_as_many_files_are_published_as_were_counted_for(finished):
+    parts = list(Path(finished.report.output["version"]).glob("part-*.parquet"))
+    assert len(parts) == publishing_tasks(29, 2) == 1
 
 
 def test_nothing_but_the_outputs_is_left(finished):
@@ -448,6 +453,22 @@ def test_fusion_that_lacks_its_numbers_is_refused_before_any_work(spark, hash_mo
 )
 def test_tasks_fill_the_slots_and_stay_short(pairs, slots, tasks):
     assert scoring_tasks(pairs, slots) == tasks
+
+
+@pytest.mark.parametrize(
+    ("rows", "slots", "tasks"),
+    [
+        (0, 8, 1),
+        (29, 2, 1),
+        (10**5, 8, 2),
+        (10**6, 2, 2),
+        (10**6, 100, 20),
+        (10**7, 2, 10),
+        (10**9, 64, 1000),
+    ],
+)
+def test_files_are_published_whole_and_not_in_crumbs(rows, slots, tasks):
+    assert publishing_tasks(rows, slots) == tasks
 
 
 def test_only_folders_of_dead_runs_are_cleared_away(spark, hash_model, finished, tmp_path, monkeypatch):

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
+import threading
+import zipfile
+import zipimport
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from tables_of import logit_of, plan_of
 
-from rerank_udf.engine import resolve_scorer
+from rerank_udf.engine import ScoredPairs, resolve_scorer
 from rerank_udf.identity import pair_key, text_key
 from rerank_udf.spark import scoring
 from rerank_udf.spark.scoring import (
@@ -209,3 +218,95 @@ def test_texts_of_megabytes_pass(spark, hash_model):
     found = scored(table, resolve_scorer(hash_model)).collect()
     assert [row["reason"] for row in found] == [None] * 6
     assert {row["truncated"] for row in found} == {True}
+
+
+@pytest.mark.parametrize("most", [None, 8])
+@pytest.mark.parametrize("shuffle_partitions", ["2", "40"])
+def test_the_stated_number_of_tasks_holds_whatever_the_session_says(
+    session_settings, most, shuffle_partitions
+):
+    spark = session_settings
+    spark.conf.set("spark.sql.shuffle.partitions", shuffle_partitions)
+    spark.conf.set("spark.sql.autoBroadcastJoinThreshold", "-1")
+    pairs, passages = corpus(spark, 20, 5)
+    assert co_partitioned(pairs, passages, 7, most).rdd.getNumPartitions() == 7
+
+
+class ReadingAhead:
+    """A scorer that reads two windows before it answers for the first, as a device with a queue does."""
+
+    def __init__(self) -> None:
+        self.streams = 0
+
+    def load(self) -> Any:
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        return {"device": "cpu"}
+
+    def stream(self, pairs: Iterator[tuple[Any, Any]]) -> Iterator[ScoredPairs]:
+        self.streams += 1
+        ahead = list(islice(pairs, 2))
+        while ahead:
+            texts = ahead.pop(0)[1].to_pylist()
+            logits = np.array([float(text) for text in texts], np.float32)
+            errors = {n: ("tokenizer_error", f"of {text}") for n, text in enumerate(texts) if text == "5"}
+            size = len(texts)
+            yield ScoredPairs(logits, np.full(size, 3, np.int32), np.zeros(size, np.bool_), errors)
+            ahead += list(islice(pairs, 1))
+
+
+def numbered(first: int, count: int) -> pa.RecordBatch:
+    names = [str(number) for number in range(first, first + count)]
+    keys = pa.array([name.encode() for name in names])
+    return pa.RecordBatch.from_arrays([keys, pa.array(["q"] * count), pa.array(names)], batch(0).schema.names)
+
+
+def test_a_task_is_one_stream_and_answers_stand_beside_their_own_keys(monkeypatch):
+    monkeypatch.setattr(scoring, "WINDOW_PAIRS", 4)
+    monkeypatch.setattr(scoring, "_loaded", None)
+    plan, done = ReadingAhead(), SimpleNamespace(pairs=[], tokens=[])
+    counters = [SimpleNamespace(add=values.append) for values in (done.pairs, done.tokens)]
+    given = [numbered(0, 3), numbered(3, 0), numbered(3, 3), numbered(6, 5), numbered(11, 1)]
+    found = list(score_in_arrow(plan, *counters)(iter(given)))  # type: ignore[arg-type]
+    rows = [row for answer in found for row in answer.to_pylist()]
+    assert [row["pair_key"] for row in rows] == [str(number).encode() for number in range(12)]
+    assert [row["logit"] for row in rows] == [None if n == 5 else float(n) for n in range(12)]
+    reasons = {row["pair_key"]: (row["reason"], row["detail"]) for row in rows if row["reason"]}
+    assert reasons == {b"5": ("tokenizer_error", "of 5")}
+    assert plan.streams == 1
+    assert (done.pairs, done.tokens) == ([6, 5, 1], [18, 15, 3])
+    assert len({row["scorer"] for row in rows}) == 1
+    assert all(answer.schema == found[0].schema for answer in found)
+
+
+def test_the_input_is_read_on_the_callers_thread(tiny_xlmr, monkeypatch):
+    monkeypatch.setattr(scoring, "WINDOW_PAIRS", 2)
+    readers = set()
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for first in range(0, 12, 3):
+            readers.add(threading.current_thread())
+            yield numbered(first, 3)
+
+    plan = resolve_scorer(tiny_xlmr, precision="float32", device="cpu")
+    rows = [row for found in score_in_arrow(plan)(batches()) for row in found.to_pylist()]
+    assert [row["pair_key"] for row in rows] == [str(number).encode() for number in range(12)]
+    assert readers == {threading.current_thread()}
+
+
+def test_a_zips_directory_is_not_read_again_before_the_next_task(hash_model, tmp_path, monkeypatch):
+    archive = tmp_path / "library.zip"
+    with zipfile.ZipFile(archive, "w") as content:
+        content.writestr("zipped_one.py", "value = 1")
+        content.writestr("zipped_two.py", "value = 2")
+    monkeypatch.syspath_prepend(str(archive))
+    assert importlib.import_module("zipped_one").value == 1
+    list(score_in_arrow(resolve_scorer(hash_model))(iter([batch(1)])))
+    reads = []
+    real = zipimport._read_directory  # type: ignore[attr-defined]
+    monkeypatch.setattr(zipimport, "_read_directory", lambda path: reads.append(path) or real(path))
+    importlib.invalidate_caches()
+    assert importlib.import_module("zipped_two").value == 2
+    assert str(archive) not in reads
+    del sys.modules["zipped_one"], sys.modules["zipped_two"]

@@ -92,6 +92,17 @@ def test_a_filter_on_the_score_scores_each_pair_once(spark, counting):
     assert counting.scored() == 200
 
 
+def test_batches_come_back_in_their_order(session_settings, hash_model):
+    spark = session_settings
+    spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", "3")
+    table = spark.range(0, 20, 1, 2).select("id", F.col("id").cast("string").alias("passage"))
+    found = table.withColumn(
+        "logit", cross_encoder_udf(str(hash_model), returns="logit")(F.lit("q"), "passage")
+    )
+    for row in found.collect():
+        assert row["logit"] == logit_of(hash_model, "q", str(row["id"]))
+
+
 def test_the_function_says_that_it_is_not_deterministic(hash_model):
     assert cross_encoder_udf(str(hash_model)).deterministic is False
 
