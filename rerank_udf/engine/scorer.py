@@ -15,7 +15,7 @@ import numpy.typing as npt
 from rerank_udf.encoding import TextCache, tokenizer_threads
 from rerank_udf.engine.backend import Backend
 from rerank_udf.engine.runner import BatchRunner, Logits, PreparedPairs, StartedPairs
-from rerank_udf.errors import InputError, PairError
+from rerank_udf.errors import InputError, ModelError, PairError
 from rerank_udf.machine import task_threads
 from rerank_udf.tables import Reason
 from rerank_udf.texts import PairErrors, TextColumn, Texts, text_columns
@@ -247,15 +247,24 @@ class ModelEngine:
         """Score once more in float32 what overflowed in 16 bits; what still does is an error."""
         lost = np.setdiff1d(np.flatnonzero(~np.isfinite(logits)), list(errors))
         found: PairErrors = {}
-        if len(lost) and self.precision != "float32":
-            if self._rescue is None:
-                self._rescue = BatchRunner(self.backend.in_float32(), self._runner.max_tokens)
-            _log.warning("%d logits are not finite in %s: scoring them in float32", len(lost), self.precision)
+        tried = self.precision
+        if len(lost) and tried != "float32" and (rescue := self._float32_runner()) is not None:
+            _log.warning("%d logits are not finite in %s: scoring them in float32", len(lost), tried)
             self._rescored += len(lost)
-            found |= self._rescue.run(pairs, lost, logits)
+            tried = "float32"
+            found |= rescue.run(pairs, lost, logits)
         for row in lost[~np.isfinite(logits[lost])].tolist():
-            found.setdefault(row, (Reason.NOT_FINITE, f"the model's output is {logits[row]} in float32"))
+            found.setdefault(row, (Reason.NOT_FINITE, f"the model's output is {logits[row]} in {tried}"))
         return found
+
+    def _float32_runner(self) -> BatchRunner | None:
+        """The model in float32, loaded when it is first needed; None where the device has no room for it too."""
+        if self._rescue is None:
+            try:
+                self._rescue = BatchRunner(self.backend.in_float32(), self._runner.max_tokens)
+            except ModelError as error:
+                _log.warning("no second look in float32 at logits that are not finite: %s", error)
+        return self._rescue
 
     @property
     def precision(self) -> str:

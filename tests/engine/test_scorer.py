@@ -12,7 +12,7 @@ import pytest
 
 from rerank_udf.engine.backend import Backend, OutOfMemoryError, PackedBatch
 from rerank_udf.engine.scorer import ModelEngine, Ranked, Scorer, sigmoid
-from rerank_udf.errors import InputError, PairError
+from rerank_udf.errors import InputError, ModelError, PairError
 from rerank_udf.packing import Layout, batch_cost
 from rerank_udf.tokens import PairLimits, PairTokenizer
 
@@ -217,6 +217,21 @@ def test_what_is_not_finite_in_float32_either_is_an_error(tokenizer: PairTokeniz
         scored = scorer(tokenizer, backend).score_pairs(["a"], ["b"])
         assert scored.errors == {0: ("not_finite", "the model's output is inf in float32")}
         assert math.isnan(scored.logits[0])
+
+
+def test_without_room_for_float32_the_other_pairs_are_still_scored(tokenizer: PairTokenizer) -> None:
+    class Full(SumBackend):
+        def in_float32(self) -> SumBackend:
+            raise ModelError("the weights do not fit into the memory of cuda:0")
+
+    full = expected(tokenizer, QUERIES, PASSAGES)
+    scored = scorer(tokenizer, Full("float16", overflow=lambda total: total % 3 == 0)).score_pairs(
+        QUERIES, PASSAGES
+    )
+    assert set(scored.errors.values()) == {("not_finite", "the model's output is inf in float16")}
+    assert [x for x in scored.logits.tolist() if x == x] == [
+        x for row, x in enumerate(full) if row not in scored.errors
+    ]
 
 
 def test_an_error_that_spoils_the_process_is_raised(tokenizer: PairTokenizer) -> None:
