@@ -1,10 +1,10 @@
 """What our torch path finds in each version of torch, without a GPU: operators, schemas, traces, exactness.
 
-    python benchmarks/torch_matrix.py [VERSION ...] [--index-url URL] [--json FILE]
+    python benchmarks/torch_matrix.py [VERSION ...] [--json FILE]
 
 Each version gets a throw-away environment of its own, one at a time; everything but torch comes from the environment
 that runs this command. A CUDA build takes up to 6 GB while its turn lasts, and also says which cards it has code for;
-`--index-url https://download.pytorch.org/whl/cpu` is smaller. In each, a child process
+a CPU build, where pip is set up to find one, is smaller. In each, a child process
 
 - makes every kernel that needs no further package: finds its operator and binds our arguments to its schema;
 - traces the packed forward with it under FakeTensorMode on cuda:0, in each precision that the kernel has;
@@ -57,7 +57,6 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("versions", nargs="*", default=VERSIONS, metavar="VERSION")
-    parser.add_argument("--index-url", help="where pip finds torch; its own default otherwise")
     parser.add_argument("--json", type=Path, help="write what was found to this file too")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -68,7 +67,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="torch-matrix-") as place:
         make_case(Path(place))
         for version in arguments.versions:
-            found[version] = check(version, Path(place), arguments.index_url)
+            found[version] = check(version, Path(place))
             print(f"{version}: {json.dumps(found[version])}", file=sys.stderr, flush=True)
     print(table(found))
     if arguments.json:
@@ -102,13 +101,12 @@ def read_batch(place: Path) -> Any:
     return PackedBatch(arrays["ids"], arrays["offsets"], arrays["types"])
 
 
-def check(version: str, place: Path, index_url: str | None) -> dict[str, Any]:
+def check(version: str, place: Path) -> dict[str, Any]:
     """Install a version, examine it there, remove it."""
     with tempfile.TemporaryDirectory(prefix=f"torch-{version}-", dir=place) as home:
         venv.create(home, with_pip=True)
         python = Path(home) / "bin" / "python"
-        index = ["--index-url", index_url] if index_url else []
-        pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", *index, f"torch=={version}"]
+        pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", f"torch=={version}"]
         installed = subprocess.run(pip, capture_output=True, text=True)
         if installed.returncode:
             return {"error": f"cannot be installed: {last_line(installed.stderr)}"}

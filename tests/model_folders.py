@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from rerank_udf.engine.backend import PackedBatch
+
 WORDS = [
     "a",
     "the",
@@ -147,3 +149,13 @@ def write_wordpiece_tokenizer(path: Path) -> int:
     tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
     tokenizer.save(str(path))
     return len(vocabulary)
+
+
+def make_batch(folder: Path, lengths: list[int], seed: int = 0) -> PackedBatch:
+    """Random ids, literal pad tokens among them, and random types."""
+    config = json.loads((folder / "config.json").read_text())
+    random = np.random.default_rng(seed)
+    ids = random.integers(0, config["vocab_size"], sum(lengths)).astype(np.int32)
+    ids[random.random(len(ids)) < 0.1] = config["pad_token_id"]
+    types = random.integers(0, config["type_vocab_size"], len(ids)).astype(np.uint8)
+    return PackedBatch(ids, np.concatenate([[0], np.cumsum(lengths)]), types)

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from rerank_udf.models.checkpoint import Architecture, read_architecture
-from rerank_udf.models.mini import find_parts
+from rerank_udf.models.mini import CONFIG, find_parts
 
 SEED = 20
 POSITIONS = 8194  # as bge-reranker-v2-m3: 8,192 tokens
@@ -39,26 +39,14 @@ class Shape:
 
     def config(self) -> dict[str, Any]:
         """The config.json of an XLM-RoBERTa cross-encoder of this shape."""
-        return {
-            "architectures": ["XLMRobertaForSequenceClassification"],
-            "attention_probs_dropout_prob": 0.1,
-            "bos_token_id": 0,
-            "classifier_dropout": None,
-            "eos_token_id": 2,
-            "hidden_act": "gelu",
-            "hidden_dropout_prob": 0.1,
+        return CONFIG | {
             "hidden_size": self.hidden,
-            "id2label": {"0": "LABEL_0"},
             "initializer_range": _SPREAD,
             "intermediate_size": self.intermediate,
-            "label2id": {"LABEL_0": 0},
             "layer_norm_eps": 1e-5,
             "max_position_embeddings": POSITIONS,
-            "model_type": "xlm-roberta",
             "num_attention_heads": self.heads,
             "num_hidden_layers": self.layers,
-            "pad_token_id": 1,
-            "type_vocab_size": 1,
             "vocab_size": VOCABULARY,
         }
 

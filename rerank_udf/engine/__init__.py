@@ -30,7 +30,6 @@ __all__ = [
     "resolve_scorer",
 ]
 
-
 # Raise it when a change of code may move a score by more than rounding: old scores are then no longer reused.
 NUMERICS_VERSION = 2
 
@@ -91,18 +90,14 @@ class ScorerPlan:
         return ModelEngine(tokenizer, self._backend(folder), self.max_tokens_per_batch)
 
     def _backend(self, folder: Path) -> Backend:
-        if self.precision == "int8" or (
-            self.device in ("auto", "cpu") and resolve_cpu_backend() == "openvino" and not self._sees_card()
-        ):
+        on_cpu = resolve_device(self.device) == "cpu"
+        if self.precision == "int8" or (on_cpu and resolve_cpu_backend() == "openvino"):
             from rerank_udf.engine.openvino_backend import OpenVinoBackend
 
             return OpenVinoBackend(folder, precision=self.precision, ranges=self.ranges)
         from rerank_udf.engine.packed import PackedBackend
 
         return PackedBackend(folder, precision=self.precision, device=self.device)
-
-    def _sees_card(self) -> bool:
-        return self.device == "auto" and resolve_device("auto") != "cpu"
 
 
 def resolve_scorer(

@@ -21,11 +21,9 @@ from rerank_udf.models import ModelFiles, local_folder
 from rerank_udf.models.cache import cache_root
 from rerank_udf.tokens import PairLimits, PairTokenizer
 
-FILE = "rerank_udf_int8.safetensors"
 _PAIRS = 300
-_TEXTS = (
-    Path(__file__).parents[1] / "demo"
-)  # 13 languages; read as files, since the demo is no part of the engine
+# 13 languages; read as files, since the demo is no part of the engine
+_TEXTS = Path(__file__).parents[1] / "demo"
 _log = logging.getLogger(__name__)
 
 
@@ -36,9 +34,9 @@ def kept_ranges(files: ModelFiles) -> bytes:
     pairs of the demo's texts in float32, under a lock. Raises ModelError where the model's files are not as expected.
     """
     folder = local_folder(files)
-    name = text_key("".join(f"{k}{v}" for k, v in sorted(files.digests.items()))).hex()
-    elsewhere = cache_root() / "int8" / f"{name}.safetensors"
-    places = [folder / FILE, elsewhere]
+    name = file_name(files)
+    elsewhere = cache_root() / "int8" / name
+    places = [folder / name, elsewhere]
     for place in places:
         if place.is_file():
             return place.read_bytes()
@@ -51,6 +49,12 @@ def kept_ranges(files: ModelFiles) -> bytes:
         data = _measured(folder)
         _keep(data, places[0] if os.access(folder, os.W_OK) else places[1])
     return data
+
+
+def file_name(files: ModelFiles) -> str:
+    """What a model's calibration is called: by the digests of its files, so that other weights never use it."""
+    content = "".join(f"{name}{digest}" for name, digest in sorted(files.digests.items()))
+    return f"rerank_udf_int8_{text_key(content).hex()[:16]}.safetensors"
 
 
 def _measured(folder: Path) -> bytes:

@@ -31,8 +31,8 @@ def resolve_device(device: str) -> str:
 def resolve_cpu_backend() -> str:
     """ "torch" or "openvino": what RERANK_UDF_CPU_BACKEND says, else torch, or OpenVINO where torch is not installed.
 
-    torch first: with its linear layers through oneDNN it was as fast as OpenVINO or faster in every shape and precision
-    measured (benchmarks/README.md). Raises ConfigError for another name, and for a library that is not installed.
+    torch first: with its linear layers through oneDNN it is as fast as OpenVINO where both were measured
+    (benchmarks/README.md). Raises ConfigError for another name, and for a library that is not installed.
     """
     wanted = os.environ.get(CPU_BACKEND_VARIABLE)
     if wanted is None:

@@ -8,7 +8,6 @@ others; their range is moved into the weights first, channel by channel (SmoothQ
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ import openvino as ov
 from openvino import opset13 as ops
 from safetensors.numpy import load, save
 
-from rerank_udf.engine.openvino_graph import Node, Product, body, linear
+from rerank_udf.engine.openvino_graph import Node, Product, body, compiled, linear
 from rerank_udf.engine.weights import Array, EncoderLayer, Linear, ModelWeights
 
 # Each linear layer of a layer reads one of these; query, key and value read the same.
@@ -51,11 +50,6 @@ class Ranges:
         """Read what `to_bytes` gave."""
         return cls(load(data))
 
-    @property
-    def digest(self) -> str:
-        """sha256 of the file, as hex digits."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
-
 
 def measure_ranges(
     weights: ModelWeights,
@@ -78,12 +72,7 @@ def measure_ranges(
     axes = ops.constant(np.array([0, 1], dtype=np.int64))
     results = [reduce(x, axes) for x in read.values() for reduce in (ops.reduce_min, ops.reduce_max)]
     observed = ov.Model(results, graph.get_parameters(), "ranges")
-    options = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": threads,
-        "ENABLE_CPU_PINNING": False,
-    }
-    request = ov.Core().compile_model(observed, "CPU", options).create_infer_request()
+    request = compiled(observed, "f32", threads, streams=1).create_infer_request()
     found: list[Any] = []
     for batch in batches:
         request.infer(list(batch))

@@ -181,7 +181,7 @@ _TURING_TO_BLACKWELL = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
 _LEGACY = _build("12.6", *_TO_HOPPER)
 
 # First the wheel on PyPI, by the list of architectures in it (benchmarks/torch_matrix.py prints it); then one of
-# download.pytorch.org with code for cards that the first has none for, by PyTorch's own release matrices (RELEASE.md;
+# PyTorch's own index with code for cards that the first has none for, by PyTorch's own release matrices (RELEASE.md;
 # its issues 172352, 178665 and 190385)
 BUILDS: dict[Version, tuple[Build, ...]] = {
     (2, 4): (_build("12.1", *_TO_HOPPER),),

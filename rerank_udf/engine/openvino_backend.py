@@ -20,7 +20,7 @@ import tokenizers
 from rerank_udf.engine.backend import OutOfMemoryError, PackedBatch, place_ids
 from rerank_udf.engine.capability import resolve_precision
 from rerank_udf.engine.int8 import Ranges, quantised
-from rerank_udf.engine.openvino_graph import body, tail
+from rerank_udf.engine.openvino_graph import body, compiled, tail
 from rerank_udf.engine.weights import read_weights
 from rerank_udf.machine import processor_name, task_threads
 from rerank_udf.packing import Layout
@@ -69,10 +69,10 @@ class OpenVinoBackend:
         hint = _HINTS.get(precision) or _HINTS[resolve_precision("auto", "cpu")]
         self._hint = {short: long for long, short in _HINTS.items()}[hint]
         graph = body(weights, half_tables=precision != "float32", product=product)
-        compiled = _compiled(graph, hint, self._threads, streams=self._threads)
-        self._queue = ov.AsyncInferQueue(compiled, self._threads)
+        network = compiled(graph, hint, self._threads, streams=self._threads)
+        self._queue = ov.AsyncInferQueue(network, self._threads)
         self._queue.set_callback(_keep)
-        self._tail = _compiled(tail(weights), "f32", self._threads, streams=1).create_infer_request()
+        self._tail = compiled(tail(weights), "f32", self._threads, streams=1).create_infer_request()
 
     def start(self, batch: PackedBatch) -> _Started:
         """See `rerank_udf.engine.backend.Backend`; rows of several lengths are computed one length at a time."""
@@ -126,20 +126,6 @@ def _memory_errors() -> Iterator[None]:
         if any(words in str(error) for words in _FULL):
             raise OutOfMemoryError(str(error).strip().split("\n")[0]) from error
         raise
-
-
-def _compiled(model: ov.Model, hint: str, threads: int, *, streams: int) -> ov.CompiledModel:
-    """Compiled for the CPU, on as many threads as the task has cores, and pinned to none of them.
-
-    Other executors of the machine would be pinned to the same ones.
-    """
-    properties = {
-        "INFERENCE_PRECISION_HINT": hint,
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": streams,
-        "ENABLE_CPU_PINNING": False,
-    }
-    return ov.Core().compile_model(model, "CPU", properties)
 
 
 def _keep(request: Any, where: tuple[_Started, int]) -> None:

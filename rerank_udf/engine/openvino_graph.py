@@ -64,6 +64,20 @@ def linear(x: Node, layer: Linear) -> Node:
     return ops.add(ops.matmul(x, _constant(layer.weight), False, True), _constant(layer.bias))
 
 
+def compiled(model: ov.Model, hint: str, threads: int, *, streams: int) -> ov.CompiledModel:
+    """Compiled for the CPU, on as many threads as the task has cores, and pinned to none of them.
+
+    Other executors of the machine would be pinned to the same ones.
+    """
+    properties = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": streams,
+        "ENABLE_CPU_PINNING": False,
+    }
+    return ov.Core().compile_model(model, "CPU", properties)
+
+
 def _plain(_name: str, x: Node, layer: Linear) -> Node:
     return linear(x, layer)
 

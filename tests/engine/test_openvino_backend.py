@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from model_folders import bert_config, write_model, xlmr_config
+from model_folders import bert_config, make_batch, write_model, xlmr_config
 
 from rerank_udf.engine import load_scorer, resolve_scorer
 from rerank_udf.engine.backend import Backend, PackedBatch
-from rerank_udf.engine.calibration import FILE, demo_pairs
+from rerank_udf.engine.calibration import demo_pairs, file_name
 from rerank_udf.engine.int8 import Ranges, measure_ranges
 from rerank_udf.engine.openvino_backend import OpenVinoBackend
 from rerank_udf.engine.padded import PaddedBackend
@@ -35,16 +35,6 @@ ORDERS = {
 @pytest.fixture(scope="module", params=CONFIGS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model"), CONFIGS[request.param])
-
-
-def make_batch(folder: Path, lengths: list[int], seed: int = 0) -> PackedBatch:
-    """Random ids, literal pad tokens among them, and random types."""
-    config = json.loads((folder / "config.json").read_text())
-    random = np.random.default_rng(seed)
-    ids = random.integers(0, config["vocab_size"], sum(lengths)).astype(np.int32)
-    ids[random.random(len(ids)) < 0.1] = config["pad_token_id"]
-    types = random.integers(0, config["type_vocab_size"], len(ids)).astype(np.uint8)
-    return PackedBatch(ids, np.concatenate([[0], np.cumsum(lengths)]), types)
 
 
 def logits(backend: Backend, *batches: PackedBatch) -> npt.NDArray[np.float32]:
@@ -90,7 +80,7 @@ def test_ranges_are_those_of_the_layers_inputs(folder: Path) -> None:
     places = place_ids(batch, weights.architecture)
     found = measure_ranges(weights, [(batch.token_ids[None], places[None])], 1)
     again = Ranges.from_bytes(found.to_bytes())
-    assert again.digest == found.digest
+    assert again.to_bytes() == found.to_bytes()
 
     import torch
 
@@ -133,11 +123,19 @@ def test_other_ranges_are_another_model_key() -> None:
 def test_calibration_is_kept_beside_the_model(tiny_bert: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_bert, tmp_path / "model")
     plan = resolve_scorer(str(folder), precision="int8", device="cpu", max_length=64)
-    assert (folder / FILE).read_bytes() == plan.ranges
-    (folder / FILE).write_bytes(Ranges.from_bytes(plan.ranges or b"").to_bytes())
+    assert (folder / file_name(plan.files)).read_bytes() == plan.ranges
+    (folder / file_name(plan.files)).write_bytes(Ranges.from_bytes(plan.ranges or b"").to_bytes())
     assert (
         resolve_scorer(str(folder), precision="int8", device="cpu", max_length=64).model_key == plan.model_key
     )
+
+
+def test_other_weights_in_the_same_folder_are_calibrated_anew(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_bert, tmp_path / "model")
+    settings = {"precision": "int8", "device": "cpu", "max_length": 64}
+    before = resolve_scorer(str(folder), **settings).ranges
+    write_model(folder, json.loads((folder / "config.json").read_text()), seed=1)
+    assert resolve_scorer(str(folder), **settings).ranges != before
 
 
 def test_openvino_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, tiny_bert: Path) -> None:

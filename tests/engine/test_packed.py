@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from model_folders import bert_config, write_model, xlmr_config
+from model_folders import bert_config, make_batch, write_model, xlmr_config
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
@@ -44,16 +44,6 @@ CONFIGS = {
 @pytest.fixture(scope="module", params=CONFIGS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model"), CONFIGS[request.param])
-
-
-def make_batch(folder: Path, lengths: list[int], seed: int = 0) -> PackedBatch:
-    """Random ids, literal pad tokens among them, and random types."""
-    config = json.loads((folder / "config.json").read_text())
-    random = np.random.default_rng(seed)
-    ids = random.integers(0, config["vocab_size"], sum(lengths)).astype(np.int32)
-    ids[random.random(len(ids)) < 0.1] = config["pad_token_id"]
-    types = random.integers(0, config["type_vocab_size"], len(ids)).astype(np.uint8)
-    return PackedBatch(ids, np.concatenate([[0], np.cumsum(lengths)]), types)
 
 
 def plain_outputs(folder: Path, batch: PackedBatch, dtype: torch.dtype = torch.float32) -> list[Any]:
