@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from rerank_udf.engine.doctor import ClusterReport, DoctorReport
+    from rerank_udf.lake.store import Change, ScoreStore
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -143,6 +145,108 @@ def convert(
         _console().print(f"{name}  {rows:,} rows", highlight=False)
 
 
+@cli.group()
+def store() -> None:
+    """Look at the score store, check it, and keep it small."""
+
+
+@store.command()
+@_job_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+def stats(config_path: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Count facts, files and bytes under each model_key."""
+    found = _store(config_path, overrides).stats()
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found], indent=2))
+        return
+    columns = ("model_key", "facts", "appends", "files", "bytes", "bytes a fact")
+    rows = [
+        (
+            one.model_key,
+            f"{one.facts:,}",
+            "–" if one.appends is None else f"{one.appends:,}",
+            f"{one.files:,}",
+            f"{one.bytes:,}",
+            f"{one.bytes / max(1, one.facts):.1f}",
+        )
+        for one in found
+    ]
+    _print_rows(columns, rows, "the store is empty")
+
+
+@store.command()
+@_job_options
+def verify(config_path: str, overrides: tuple[str, ...]) -> None:
+    """Read every file of the store; name the damaged ones and end with 1 where there are any."""
+    damage = _store(config_path, overrides).verify()
+    rows = [(one.file, one.model_key, one.problem) for one in damage]
+    _print_rows(("file", "model_key", "problem"), rows, "every file is sound")
+    if damage:
+        _fail(
+            f"{len(damage)} damaged: bring the files back, or delete the folders they stand in (of a table: the rows); "
+            "their pairs are then scored again",
+            1,
+        )
+
+
+@store.command()
+@_job_options
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+def compact(config_path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Write many small files anew as few large ones; readers may go on meanwhile."""
+    _print_changes(_store(config_path, overrides).compact(dry_run), dry_run)
+
+
+@store.command()
+@_job_options
+@click.option("--keep", multiple=True, required=True, metavar="MODEL_KEY", help="Keep its facts; repeatable.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+def vacuum(config_path: str, overrides: tuple[str, ...], keep: tuple[str, ...], dry_run: bool) -> None:
+    """Forget the facts of every model_key that is not kept, and delete what no reader needs.
+
+    Not while a job runs whose model_key is not kept.
+    """
+    found = _store(config_path, overrides)
+    known = {one.model_key for one in found.stats()}
+    missing = sorted(set(keep) - known)
+    if missing:
+        raise ConfigError(
+            f"--keep {missing[0]}: the store has no such model_key; it has {', '.join(sorted(known)) or 'none'}. "
+            "Nothing was deleted"
+        )
+    _print_changes(found.vacuum(frozenset(keep), dry_run), dry_run)
+
+
+def _store(config_path: str, overrides: tuple[str, ...]) -> ScoreStore:
+    config = load_config(config_path, overrides)
+    spark = _session("rerank-udf store")
+    from rerank_udf.lake.store import open_store
+
+    return open_store(spark, config.store, config.store_path())
+
+
+def _print_changes(changes: Sequence[Change], dry_run: bool) -> None:
+    rows = [
+        (one.model_key, one.what, f"{one.files_before:,}", f"{one.files_after:,}", f"{one.bytes:,}")
+        for one in changes
+    ]
+    _print_rows(("model_key", "what", "files before", "after", "bytes"), rows, "nothing to do")
+    if dry_run and rows:
+        _console().print("--dry-run: nothing was changed")
+
+
+def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
+    from rich.table import Table
+
+    if not rows:
+        _console().print(empty)
+        return
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table, highlight=False)
+
+
 @cli.command()
 @click.option("--spark", "on_spark", is_flag=True, help="Examine every executor of the Spark session.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
@@ -217,8 +321,10 @@ def _print_estimate(spark: SparkSession, config: JobConfig) -> None:
     found = estimate(spark, config)
     console = _console()
     rejects = ", ".join(f"{reason} {count:,}" for reason, count in sorted(found.rejects.items())) or "0"
+    left = found.pairs_distinct - found.pairs_known
+    distinct = f"{found.pairs_in:,} in · {found.pairs_distinct:,} distinct"
     console.print(
-        f"pairs    {found.pairs_in:,} in · {found.pairs_distinct:,} distinct to score", highlight=False
+        f"pairs    {distinct} · {found.pairs_known:,} in the store · {left:,} to score", highlight=False
     )
     console.print(f"rejects  {rejects}", highlight=False)
     if found.beyond_depth:

@@ -137,24 +137,51 @@ class Ranking(Settings):
     fusion: Fusion = Fusion()
 
 
+LakeFormat = Literal["parquet", "delta", "iceberg"]
+
+
 class Store(Settings):
-    """Where the run keeps its staged pairs and finished scores until they are published."""
+    """Where scores are kept, so that no pair is scored twice; and where runs keep their work.
+
+    `path` (parquet, delta) or `table` (delta, iceberg); neither: beside the output. `work` is a folder for staged
+    pairs and for scores that are finished and not yet appended.
+    """
 
     path: str | None = None
-    format: Literal["parquet"] = "parquet"
+    table: str | None = None
+    format: LakeFormat = "parquet"
+    work: str | None = None
     wave_minutes: float = Field(default=10, gt=0)
+
+    @model_validator(mode="after")
+    def _place_fits_format(self) -> Store:
+        if self.path and self.table:
+            raise ValueError("a store is one of path or table; found both")
+        if self.format == "iceberg" and not self.table:
+            raise ValueError("an Iceberg store is a table: set store.table to catalog.schema.name")
+        if self.table and self.format == "parquet":
+            raise ValueError(
+                "a store.table is a Delta or an Iceberg table: set store.format, or give a path for parquet"
+            )
+        if self.table:
+            tables.checked_table_name(self.table)
+        return self
 
 
 _DEFAULT_TARGET = "out/reranked"
 
 
 class Target(Settings):
-    """Where a table goes: a path (Parquet versions behind a pointer) or a table name."""
+    """Where a table goes: a path (Parquet versions behind a pointer, or a Delta table) or a table name.
+
+    Of a table that exists its own format counts, of one that is made here `format`. `mode: merge`: the queries of
+    this run replace their own rows, the others stay.
+    """
 
     path: str | None = None
-    format: Literal["parquet"] = "parquet"
+    format: LakeFormat = "parquet"
     table: str | None = None
-    mode: Literal["overwrite", "append"] = "overwrite"
+    mode: Literal["overwrite", "append", "merge"] = "overwrite"
     run_date: datetime.date | None = None
     keep_versions: int = Field(default=2, ge=1)
 
@@ -169,10 +196,15 @@ class Target(Settings):
     def _path_or_table(self) -> Target:
         if bool(self.path) == bool(self.table):
             raise ValueError("a target is exactly one of path or table")
-        if self.path and self.mode == "append":
+        if self.path and self.format == "iceberg":
+            raise ValueError("Iceberg needs a table: set table to catalog.schema.name instead of path")
+        if self.path and self.format == "parquet" and self.mode != "overwrite":
             raise ValueError(
-                "mode append needs a table; a path holds whole versions (use run_date for one a day)"
+                f"mode {self.mode} needs a table, or format delta; a Parquet path holds whole versions (use run_date "
+                "for one a day)"
             )
+        if self.table:
+            tables.checked_table_name(self.table)
         return self
 
     def __str__(self) -> str:
@@ -256,10 +288,15 @@ class JobConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _work_has_a_place(self) -> JobConfig:
-        if self.output.reranked.table and not self.store.path:
+    def _store_has_a_place(self) -> JobConfig:
+        if self.output.reranked.path:
+            return self
+        if not (self.store.path or self.store.table):
+            raise ValueError("store.path or store.table must be set when output.reranked is a table")
+        if not (self.store.path or self.store.work):
             raise ValueError(
-                "store.path must be set when output.reranked is a table: the run stages its pairs there"
+                "store.work must be set when store and output.reranked are tables: a folder where runs stage their "
+                "pairs and keep finished scores until they are appended"
             )
         return self
 
@@ -279,13 +316,23 @@ class JobConfig(Settings):
             "output.reranked.path": self.output.reranked.path,
             "output.rejects.path": self.output.rejects.path,
             "run.report": self.run.report,
-            "store.path": self.store.path or (self.output.reranked.path and self.work_path()),
+            "store.path": self.store_path(),
+            "store.work": self.store.work or (self.work_path() if self.store.table else None),
         }
         return {name: path for name, path in found.items() if path}
 
+    def store_path(self) -> str | None:
+        """The folder of the score store: `store.path`, or beside the output; None where the store is a table."""
+        if self.store.table:
+            return None
+        return (self.store.path or f"{str(self.output.reranked.path).rstrip('/')}_store").rstrip("/")
+
     def work_path(self) -> str:
-        """Where runs stage and score: `store.path`, or beside the output."""
-        return self.store.path or f"{str(self.output.reranked.path).rstrip('/')}_work"
+        """Where runs stage and score: `store.work`, else inside the store's folder, else beside the output."""
+        if self.store.work:
+            return self.store.work.rstrip("/")
+        store = self.store_path()
+        return f"{store}/_work" if store else f"{str(self.output.reranked.path).rstrip('/')}_work"
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> JobConfig:

@@ -47,3 +47,11 @@ class TooManyRejectsError(RerankError):
     """More rows were rejected than `run.max_reject_fraction` allows; what is good has been published."""
 
     exit_code = 3
+
+
+class StoreError(RerankError):
+    """The score store cannot be used: something else is at its place, or it cannot be read or written."""
+
+
+class DeviceBusyError(RerankError):
+    """Every device that a process may score on is another process's, and none became free while it waited."""

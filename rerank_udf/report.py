@@ -61,6 +61,8 @@ class RunReport:
     tokens_per_second: float = 0.0
     models_loaded: int = 0
     devices: list[str] = field(default_factory=list)
+    store: dict[str, Any] = field(default_factory=dict)
+    waves: list[dict[str, Any]] = field(default_factory=list)
     output: dict[str, str] = field(default_factory=dict)
     evaluation: list[dict[str, Any]] = field(default_factory=list)
 
@@ -111,6 +113,11 @@ class RunReport:
             "model",
             f"{self.model.get('name')} · {self.model.get('precision')} · loaded {self.models_loaded} ×",
         )
+        if self.store:
+            yield (
+                "store",
+                f"{self.store['place']} · {len(self.waves)} waves · {self.store['adopted']:,} adopted",
+            )
         yield from self.output.items()
 
 

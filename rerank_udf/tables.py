@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from rerank_udf.errors import ConfigError
+
 QUERY_ID = "query_id"
 PASSAGE_ID = "passage_id"
 QUERY = "query"
@@ -24,6 +28,9 @@ PASSAGE_KEY = "passage_key"
 TOKENS = "tokens"
 TRUNCATED = "truncated"
 SCORER = "scorer"
+MODEL_KEY = "model_key"
+
+_NAME_PART = re.compile(r"(?P<plain>[A-Za-z0-9_]+)|`(?P<quoted>(?:[^`]|``)+)`")
 
 
 class Reason:
@@ -50,6 +57,7 @@ class Reason:
     NOT_FINITE = "not_finite"
     OUT_OF_MEMORY = "out_of_memory"
     TOKENIZER_ERROR = "tokenizer_error"
+    CRASHED_WORKER = "crashed_worker"
 
 
 class Cut:
@@ -64,3 +72,33 @@ class Cut:
 def quoted(name: str) -> str:
     """A column's name as Spark's `col` takes it whatever characters it holds."""
     return "`" + name.replace("`", "``") + "`"
+
+
+def table_parts(name: str) -> list[str]:
+    """The parts of a table's name, unquoted: `main.rag.``my table``` → ["main", "rag", "my table"].
+
+    A part is letters, digits and underscores, or anything else in back-quotes but a path: a slash, `.` and `..` would
+    lead a catalog of folders out of its own. Raises ConfigError.
+    """
+    parts, place = [], 0
+    while found := _NAME_PART.match(name, place):
+        parts.append(found["plain"] or found["quoted"].replace("``", "`"))
+        if found.end() == len(name):
+            break
+        place = found.end() + 1 if name[found.end()] == "." else len(name)
+    if found is None or found.end() != len(name) or any(_is_path(part) for part in parts):
+        raise ConfigError(
+            f"{name!r} is not a table name; expected table, schema.table or catalog.schema.table, with a part that "
+            "holds anything but letters, digits and underscores in back-quotes (a folder goes into path:)"
+        )
+    return parts
+
+
+def checked_table_name(name: str) -> str:
+    """`name` as it is, if it is a table's name and nothing more; raises ConfigError."""
+    table_parts(name)
+    return name
+
+
+def _is_path(part: str) -> bool:
+    return part in (".", "..") or any(character in "/\\" or not character.isprintable() for character in part)

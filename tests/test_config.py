@@ -43,10 +43,7 @@ def test_the_annotated_reference_holds_every_setting_and_each_default():
                 "input.queries",
                 "input.passages",
             ):
-                if at + name in ("output.reranked",):
-                    assert set(value) | {"table"} == set(model[name]), at + name  # type: ignore[arg-type]
-                else:
-                    same_keys(value, model[name], f"{at}{name}.")  # type: ignore[arg-type]
+                same_keys(value, model[name], f"{at}{name}.")  # type: ignore[arg-type]
 
     same_keys(written, loaded, "")
 
@@ -54,7 +51,7 @@ def test_the_annotated_reference_holds_every_setting_and_each_default():
 def test_the_least_settings_are_the_candidates():
     config = parse_config(LEAST)
     assert config.model.name == "mini"
-    assert config.work_path() == "out/reranked_work"
+    assert (config.store_path(), config.work_path()) == ("out/reranked_store", "out/reranked_store/_work")
     assert list(config.sources()) == ["input.candidates"]
 
 
@@ -111,7 +108,7 @@ def test_an_unknown_setting_is_an_error_that_lists_the_known_ones(path, value, s
         ),
         ("run.max_reject_fraction", 2, "run.max_reject_fraction: expected less than or equal to 1, found 2"),
         ("input.candidates", "data/c", "input.candidates: expected a section with path, format"),
-        ("store", None, "store: expected a section with path, format, wave_minutes, found None"),
+        ("store", None, "store: expected a section with path, table, format, work, wave_minutes, found None"),
         (
             "input.candidates",
             {"path": "a", "table": "b"},
@@ -119,7 +116,11 @@ def test_an_unknown_setting_is_an_error_that_lists_the_known_ones(path, value, s
         ),
         ("input.candidates", {"where": "x = 1"}, "exactly one of path, table or sql; found none of them"),
         ("input.nested", {"parallel": False}, "nested is either {array: COLUMN} or {parallel: true}"),
-        ("output.reranked", {"table": "t"}, "store.path must be set when output.reranked is a table"),
+        (
+            "output.reranked",
+            {"table": "t"},
+            "store.path or store.table must be set when output.reranked is a table",
+        ),
         ("output.reranked", {"path": "a", "table": "t"}, "a target is exactly one of path or table"),
         ("output.reranked", {"path": "a", "mode": "append"}, "mode append needs a table"),
         ("output.reranked", {"path": "a", "run_date": "2026-02-30"}, "output.reranked.run_date"),
@@ -203,7 +204,7 @@ def test_qrels_are_an_input_too():
         ("output.rejects", {"path": "out/reranked/rejects"}),
         ("run.report", "out/rejects"),
         ("store.path", "out/reranked"),
-        ("output.rejects", {"path": "out/reranked_work/rejects"}),  # where the run stages by default
+        ("output.rejects", {"path": "out/reranked_store/rejects"}),  # where the run stages by default
     ],
 )
 def test_two_outputs_never_share_a_place(path, value):

@@ -82,9 +82,10 @@ class ScorerPlan:
 
     def _engine(self, folder: Path) -> Engine:
         if self.files.architecture is None:
+            from rerank_udf.engine.faults import read_faults
             from rerank_udf.engine.hashing import HashEngine
 
-            return HashEngine(self.limits.max_length)
+            return HashEngine(self.limits.max_length, read_faults(folder))
         set_tokenizer_threads()
         tokenizer = PairTokenizer.from_folder(folder, self.limits)
         return ModelEngine(tokenizer, self._backend(folder), self.max_tokens_per_batch)

@@ -1,7 +1,8 @@
 """A scorer without a model: the logit is a hash of the pair.
 
 For tests of everything around scoring (resuming, faults, plans): equal on every machine to the last bit, no torch,
-no tokenizer. A folder whose config.json says {"model_type": "rerank-udf-hash"} is scored by it.
+no tokenizer. A folder whose config.json says {"model_type": "rerank-udf-hash"} is scored by it; what shall go wrong
+meanwhile stands beside it, see `rerank_udf.engine.faults`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rerank_udf.engine.faults import HEALTHY, Faults, Ordeal
 from rerank_udf.engine.scorer import Prepare, ScoredPairs
 from rerank_udf.identity import pair_key, text_key
 from rerank_udf.texts import TextColumn, pair_errors
@@ -26,8 +28,10 @@ class HashEngine:
     backend = None
     overlaps = False  # all of it is Python, on one processor
 
-    def __init__(self, max_length: int) -> None:
+    def __init__(self, max_length: int, faults: Faults = HEALTHY) -> None:
         self._max_length = max_length
+        self._faults = faults
+        self._ordeal = Ordeal(faults)
 
     def preparation(self) -> Prepare[ScoredPairs]:
         """See `rerank_udf.engine.scorer.Engine`."""
@@ -64,13 +68,19 @@ class HashEngine:
         codes = queries.codes[sound], passages.codes[sound]
         query_keys, query_sizes = _keys_and_sizes(queries)
         passage_keys, passage_sizes = _keys_and_sizes(passages)
+        pairs = zip(codes[0].tolist(), codes[1].tolist(), strict=True)
+        keys = [pair_key(query_keys[q], passage_keys[p]) for q, p in pairs]
+        texts = [passages.values[p] or "" for p in codes[1].tolist()]
+        self._ordeal.go_through(keys, texts)
         logits = np.full(len(sound), np.nan, dtype=np.float32)
         tokens = np.zeros(len(sound), dtype=np.int64)
-        pairs = zip(codes[0].tolist(), codes[1].tolist(), strict=True)
-        logits[sound] = hash_logits([pair_key(query_keys[q], passage_keys[p]) for q, p in pairs])
+        logits[sound] = hash_logits(keys)
         tokens[sound] = query_sizes[codes[0]] + passage_sizes[codes[1]]
         kept = np.minimum(tokens, self._max_length).astype(np.int32)
-        return ScoredPairs(logits, kept, tokens > self._max_length, errors)
+        for row, text in zip(np.flatnonzero(sound).tolist(), texts, strict=True):
+            if failed := self._faults.error(text, int(kept[row])):
+                errors[row], logits[row] = failed, np.nan
+        return ScoredPairs(logits, kept, tokens > self._max_length, dict(sorted(errors.items())))
 
 
 def hash_logits(pair_keys: list[bytes]) -> npt.NDArray[np.float64]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,16 @@ from pyspark.sql import SparkSession
 
 # Where one PUT is atomic and a rename is a copy.
 _OBJECT_STORES = {"s3", "s3a", "s3n", "gs", "oss", "cosn", "obs", "wasb", "wasbs"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or folder in a folder: `bytes` of a file, seconds since the epoch of its last change."""
+
+    name: str
+    bytes: int
+    modified: float
+    is_folder: bool
 
 
 def qualified(spark: SparkSession, path: str) -> str:
@@ -64,13 +75,49 @@ def remove(spark: SparkSession, path: str) -> None:
     system.delete(target, True)
 
 
-def children(spark: SparkSession, path: str) -> dict[str, float]:
-    """The names in a folder with the age of each in seconds; empty where there is no such folder."""
+def read_text(spark: SparkSession, path: str) -> str | None:
+    """The text of a small file; None where there is none."""
+    local = local_path(spark, path)
+    if local is not None:
+        try:
+            return local.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
     system, target = _resolve(spark, path)
     if not system.exists(target):
-        return {}
+        return None
+    stream = system.open(target)
+    try:
+        return bytes(_jvm(spark).org.apache.commons.io.IOUtils.toByteArray(stream)).decode("utf-8")
+    finally:
+        stream.close()
+
+
+def entries(spark: SparkSession, path: str) -> list[Entry]:
+    """What lies in a folder, by name; empty where there is no such folder."""
+    system, target = _resolve(spark, path)
+    if not system.exists(target):
+        return []
+    found = [
+        Entry(s.getPath().getName(), s.getLen(), s.getModificationTime() / 1000, s.isDirectory())
+        for s in system.listStatus(target)
+    ]
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def children(spark: SparkSession, path: str) -> dict[str, float]:
+    """The names in a folder with the age of each in seconds; empty where there is no such folder."""
     now = time.time()
-    return {s.getPath().getName(): now - s.getModificationTime() / 1000 for s in system.listStatus(target)}
+    return {entry.name: now - entry.modified for entry in entries(spark, path)}
+
+
+def youngest(spark: SparkSession, path: str) -> float | None:
+    """Seconds since anything below a folder was last written; None where nothing lies there."""
+    found = []
+    for entry in entries(spark, path):
+        below = youngest(spark, f"{path}/{entry.name}") if entry.is_folder else None
+        found.append(time.time() - entry.modified if below is None else below)
+    return min(found, default=None)
 
 
 def _create(system: Any, path: Any, text: str) -> None:

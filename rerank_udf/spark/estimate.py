@@ -11,7 +11,9 @@ from pyspark.sql import functions as F
 
 from rerank_udf import tables
 from rerank_udf.config import JobConfig
-from rerank_udf.spark.model import on_driver
+from rerank_udf.lake.store import open_store
+from rerank_udf.spark.lookup import KNOWN, KnownFacts, known_facts, with_known
+from rerank_udf.spark.model import on_driver, plan_for_job
 from rerank_udf.spark.pipeline import read_and_prepare
 
 SAMPLE_PAIRS = 1000
@@ -19,12 +21,16 @@ SAMPLE_PAIRS = 1000
 
 @dataclass(frozen=True)
 class Estimate:
-    """Counts are exact; tokens come from a sample of at most SAMPLE_PAIRS pairs and the model's own tokenizer."""
+    """Counts are exact; tokens come from a sample of at most SAMPLE_PAIRS pairs and the model's own tokenizer.
+
+    `pairs_known` of the distinct pairs are in the score store; the others are to be scored, and `tokens` are theirs.
+    """
 
     pairs_in: int
     rejects: dict[str, int]
     beyond_depth: int
     pairs_distinct: int
+    pairs_known: int
     tokens: int
     sampled_pairs: int
     truncated_share: float
@@ -42,10 +48,13 @@ def estimate(spark: SparkSession, config: JobConfig) -> Estimate:
     rows = prepared.rows.persist()
     try:
         groups = rows.groupBy(tables.REASON, "beyond_depth").count().collect()
+        pairs_in = sum(g["count"] for g in groups)
         to_score = rows.where(F.col(tables.REASON).isNull() & ~F.col("beyond_depth"))
-        distinct = to_score.select(tables.PAIR_KEY).distinct().count()
+        pairs = with_known(to_score.dropDuplicates([tables.PAIR_KEY]), pairs_in, _known(spark, config))
+        by_known = {row[KNOWN]: row["count"] for row in pairs.groupBy(KNOWN).count().collect()}
+        left, known = by_known.get(False, 0), by_known.get(True, 0)
         sample = (
-            to_score.dropDuplicates([tables.PAIR_KEY])
+            pairs.where(~F.col(KNOWN))
             .orderBy(tables.PAIR_KEY)
             .limit(SAMPLE_PAIRS)
             .join(prepared.queries.dropDuplicates([tables.QUERY_KEY]), tables.QUERY_KEY)
@@ -58,15 +67,22 @@ def estimate(spark: SparkSession, config: JobConfig) -> Estimate:
     tokens, truncated = _sampled_tokens(config, [tuple(row) for row in sample])
     count = max(1, len(sample))
     return Estimate(
-        pairs_in=sum(g["count"] for g in groups),
+        pairs_in=pairs_in,
         rejects={g[tables.REASON]: g["count"] for g in groups if g[tables.REASON]},
         beyond_depth=sum(g["count"] for g in groups if g["beyond_depth"]),
-        pairs_distinct=distinct,
-        tokens=round(tokens / count * distinct),
+        pairs_distinct=left + known,
+        pairs_known=known,
+        tokens=round(tokens / count * left),
         sampled_pairs=len(sample),
         truncated_share=truncated / count,
         last_tokens_per_second=_last_speed(spark, config),
     )
+
+
+def _known(spark: SparkSession, config: JobConfig) -> KnownFacts | None:
+    """What the score store has under this job's model_key."""
+    key = plan_for_job(spark, config.model).model_key
+    return known_facts(open_store(spark, config.store, config.store_path()).facts(key))
 
 
 def _sampled_tokens(config: JobConfig, pairs: list[tuple[str, str]]) -> tuple[int, int]:

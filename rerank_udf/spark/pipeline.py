@@ -1,17 +1,19 @@
 """The reranking job, top to bottom.
 
-    read → prepare (reasons, keys) → stage once → score each distinct pair → join back, rank → publish → report
+    read → prepare (reasons, keys) → stage rows → adopt what dead runs finished → stage the pairs that the store does
+    not know → score them wave by wave, each appended to the store → join the facts back, rank → publish → report
 
-Scoring and publishing are separate plans: nothing follows the Python operator but a plain Parquet write, and nothing
-before or after that write runs Python.
+Scoring, appending and publishing are separate plans: nothing follows the Python operator but a plain Parquet write,
+and no other plan runs Python. The store is the only checkpoint: the same command after any death goes on.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -24,41 +26,31 @@ from rerank_udf.engine import ScorerPlan
 from rerank_udf.errors import InputError, RerankError, TooManyRejectsError
 from rerank_udf.lake import files, targets, versions
 from rerank_udf.lake.sources import bad_lines_told, is_text_typed, read_source
+from rerank_udf.lake.store import ScoreStore, open_store
 from rerank_udf.report import RunReport, new_report
+from rerank_udf.spark.adoption import absorb, adopt
 from rerank_udf.spark.candidates import Prepared, Shape, prepare
+from rerank_udf.spark.lookup import KnownFacts, facts_of, known_facts
 from rerank_udf.spark.model import plan_for_job
 from rerank_udf.spark.progress import ScoringProgress
 from rerank_udf.spark.ranking import Outcome, check_fusion, nested, outcome, rejected
-from rerank_udf.spark.scoring import co_partitioned, scored
+from rerank_udf.spark.rows import StagedRows, stage_rows
 from rerank_udf.spark.session import slots
+from rerank_udf.spark.staging import PLACE, StagedPairs, stage_pairs
+from rerank_udf.spark.waves import Scoring, Wave, scored_facts, small_arrow_batches
+from rerank_udf.spark.workplace import Workplace
 
-MAX_PAIRS_PER_PASSAGE = 4096
-_PAIRS_PER_TASK = 20_000
-_FEWEST_PAIRS_PER_TASK = 512
 _ROWS_PER_FILE = 1_000_000
 _FEWEST_ROWS_PER_FILE = 50_000
-_STALE_SECONDS = 24 * 3600.0
-_SCORED = "_scored"
-_ARROW_BATCH_BYTES = 64 << 20
-_ARROW_RECORDS = "spark.sql.execution.arrow.maxRecordsPerBatch"
-
-
-@dataclass(frozen=True)
-class Staged:
-    """The run's own copy of what it works on, as Parquet: `rows` without texts, `pairs` and `passages` with."""
-
-    rows: DataFrame
-    pairs: DataFrame
-    passages: DataFrame
-    pairs_distinct: int
+_ROUNDS = 2
 
 
 def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command: str = "") -> RunReport:
     """Rerank what `config` names and publish it; every input row ends ranked, cut or rejected.
 
-    Raises InputError or ConfigError before any work where the input contract is broken as a whole, ModelError where
-    the model cannot be used, TooManyRejectsError after rejects and report are written and before anything is
-    published.
+    Pairs that the store knows are not scored. Raises InputError or ConfigError before any work where the input
+    contract is broken as a whole, ModelError where the model cannot be used, StoreError where the store cannot,
+    TooManyRejectsError after scores, rejects and report are written and before anything is published.
     """
     run_id = versions.new_run_id()
     sources = {name: str(source) for name, source in config.sources().items()}
@@ -67,20 +59,37 @@ def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command
         prepared = read_and_prepare(spark, config)
         plan = plan_for_job(spark, config.model)
         report.model, report.model_key = _model_facts(plan), plan.model_key
-    with _work_folder(spark, config, run_id) as folder:
+        store = open_store(spark, config.store, config.store_path())
+        work = Workplace(spark, config.work_path(), plan.model_key, run_id)
+        work.clear_away_the_dead()
+    with work.kept_only_on_failure():
         with report.phase("stage"), bad_lines_told():
-            staged = stage(spark, prepared, folder)
-            _count_input(report, prepared, staged)
-        _stop_if_too_many_rejects(spark, config, report, staged)
-        with report.phase("score"):
-            facts = score(spark, staged, plan, folder, console)
-        with report.phase("publish"):
-            _count_scored(report, facts)
-            tasks = publishing_tasks(report.pairs_in, slots(spark))
-            result = outcome(staged.rows, facts, config.ranking, tasks)
-            publish(spark, config, report, result)
+            rows = stage_rows(spark, prepared.rows, _rows_settings(config), work.root, run_id)
+            work.own(rows.folder, shared=rows.reused)
+            _count_input(report, prepared, rows)
+        _stop_if_too_many_rejects(spark, config, report, rows.frame)
+        job = Job(spark, config, report, plan, store, work, rows.frame, prepared)
+        with report.phase("adopt"):
+            report.store = {"place": store.place, "format": config.store.format}
+            report.store["adopted"] = adopt(spark, store, plan.model_key, work.scored_of_all)
+        with decided_rows(job, console) as decided, report.phase("publish"):
+            publish(job, decided)
     write_report(spark, config, report)
     return report
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the steps below work with."""
+
+    spark: SparkSession
+    config: JobConfig
+    report: RunReport
+    plan: ScorerPlan
+    store: ScoreStore
+    work: Workplace
+    rows: DataFrame
+    prepared: Prepared
 
 
 # --- read, prepare ---
@@ -116,58 +125,21 @@ def _model_facts(plan: ScorerPlan) -> dict[str, Any]:
 # --- stage ---
 
 
-@contextmanager
-def _work_folder(spark: SparkSession, config: JobConfig, run_id: str) -> Iterator[str]:
-    """A folder for this run alone, gone when the run ends; those of runs that were killed go after a day."""
-    work = config.work_path()
-    for name in files.children(spark, work):
-        if _is_abandoned(spark, work, name):
-            files.remove(spark, f"{work}/{name}")
-    folder = f"{work}/{run_id}"
-    try:
-        yield folder
-    finally:
-        files.remove(spark, folder)
+def _rows_settings(config: JobConfig) -> str:
+    """Everything in the settings that decides the staged rows, as text."""
+    facts = {
+        "input": config.input.model_dump(mode="json"),
+        "depth": config.ranking.depth,
+        "keep": config.output.keep_columns,
+        "dated": config.output.reranked.run_date is not None,
+    }
+    return json.dumps(facts, sort_keys=True)
 
 
-def _is_abandoned(spark: SparkSession, work: str, name: str) -> bool:
-    """A run's folder (nothing else is ours to delete) that began, and last had a task finish, over a day ago."""
-    began = versions.run_age(name)
-    if began is None or began <= _STALE_SECONDS:
-        return False
-    finished = files.children(spark, f"{work}/{name}/{_SCORED}").values()
-    return min(finished, default=began) > _STALE_SECONDS
-
-
-def stage(spark: SparkSession, prepared: Prepared, folder: str) -> Staged:
-    """Write rows, distinct pairs and their passages once, so that later plans read the same input whatever changes."""
-    prepared.rows.write.parquet(f"{folder}/rows")
-    rows = spark.read.parquet(f"{folder}/rows")
-    _distinct_pairs(rows, prepared.queries).write.parquet(f"{folder}/pairs")
-    pairs = spark.read.parquet(f"{folder}/pairs")
-    _used_passages(pairs, prepared.passages).write.parquet(f"{folder}/passages")
-    return Staged(rows, pairs, spark.read.parquet(f"{folder}/passages"), pairs.count())
-
-
-def _distinct_pairs(rows: DataFrame, queries: DataFrame) -> DataFrame:
-    """pair_key, query_key, passage_key, query of what is to be scored, each pair once."""
-    to_score = F.col(tables.REASON).isNull() & ~F.col("beyond_depth")
-    # Distinct over all three: the pair's key decides the other two, and hashing is cheaper than sorting.
-    keys = rows.where(to_score).select(tables.PAIR_KEY, tables.QUERY_KEY, tables.PASSAGE_KEY).distinct()
-    return keys.join(queries.dropDuplicates([tables.QUERY_KEY]), tables.QUERY_KEY)
-
-
-def _used_passages(pairs: DataFrame, passages: DataFrame) -> DataFrame:
-    """passage_key, passage of the passages that stand in `pairs`, each once; others are dropped before they travel."""
-    used = pairs.select(tables.PASSAGE_KEY).distinct()
-    return passages.join(used, tables.PASSAGE_KEY, "left_semi").dropDuplicates([tables.PASSAGE_KEY])
-
-
-def _count_input(report: RunReport, prepared: Prepared, staged: Staged) -> None:
-    by_reason = staged.rows.groupBy(tables.REASON).count().collect()
+def _count_input(report: RunReport, prepared: Prepared, rows: StagedRows) -> None:
+    by_reason = rows.frame.groupBy(tables.REASON).count().collect()
     report.pairs_in = sum(row["count"] for row in by_reason)
     report.rejects = {row[tables.REASON]: row["count"] for row in by_reason if row[tables.REASON]}
-    report.pairs_distinct = staged.pairs_distinct
     if prepared.queries_without_candidates is not None:
         report.queries_without_candidates = prepared.queries_without_candidates.count()
     if not report.pairs_in:
@@ -180,62 +152,132 @@ def _count_input(report: RunReport, prepared: Prepared, staged: Staged) -> None:
 # --- score ---
 
 
-def score(spark: SparkSession, staged: Staged, plan: ScorerPlan, folder: str, console: Console) -> DataFrame:
-    """Score every staged pair and return the finished facts (scoring.SCORED_SCHEMA) as Parquet.
-
-    A finished task's file is whole and in place at once (committer version 2).
-    """
-    place = f"{folder}/{_SCORED}"
-    progress = ScoringProgress(spark, staged.pairs_distinct, console)
-    laid_out = co_partitioned(
-        staged.pairs,
-        staged.passages,
-        scoring_tasks(staged.pairs_distinct, slots(spark)),
-        MAX_PAIRS_PER_PASSAGE,
-    )
-    facts = scored(laid_out, plan, progress.pairs, progress.tokens)
-    with _small_arrow_batches(spark, staged), progress.shown():
-        facts.write.option("mapreduce.fileoutputcommitter.algorithm.version", "2").parquet(place)
-    return spark.read.parquet(place)
-
-
 @contextmanager
-def _small_arrow_batches(spark: SparkSession, staged: Staged) -> Iterator[None]:
-    """Spark 3.5 fills an Arrow batch by rows alone: there, few enough that the longest texts fit.
+def decided_rows(job: Job, console: Console) -> Iterator[Outcome]:
+    """Score the pairs that no run has scored yet, and decide what becomes of every row; persisted for the block.
 
-    From 4.0 on a batch has a limit in bytes (spark.sql.execution.arrow.maxBytesPerBatch) and nothing is changed.
+    Where a pair has neither a fact nor a failure after that, once more: its text has changed since it was read, and it
+    is a reject; or another job deletes from the store, and after the second time that is a RerankError.
     """
-    if int(spark.version.split(".")[0]) >= 4:
-        yield
-        return
-    before = int(str(spark.conf.get(_ARROW_RECORDS)))
-    fitting = max(1, _ARROW_BATCH_BYTES // max(1, _longest_pair_bytes(staged)))
-    spark.conf.set(_ARROW_RECORDS, min(fitting, before) if before > 0 else fitting)
-    try:
-        yield
-    finally:
-        spark.conf.set(_ARROW_RECORDS, before)
+    for round_ in range(_ROUNDS):
+        staged = score_what_is_left(job, f"{job.work.run}/round-{round_}", console)
+        if not round_:
+            job.report.pairs_distinct, job.report.pairs_reused = staged.distinct, staged.known
+        with job.report.phase("publish"):
+            scored = looked_up(job)
+            result = outcome(
+                job.rows,
+                scored.as_one(job.rows),
+                job.config.ranking,
+                publishing_tasks(job.report.pairs_in, slots(job.spark)),
+            )
+            decided = replace(result, rows=result.rows.persist())
+        try:
+            with job.report.phase("publish"):
+                counts = decided.counts()
+                gone = bool(counts["rejects"].get(tables.Reason.TEXT_CHANGED))
+                last = round_ + 1 == _ROUNDS
+                lost = _missing(staged, scored) if gone and last else 0
+            if not gone or (last and not lost):
+                _count_decided(job.report, counts)
+                yield decided
+                return
+        finally:
+            decided.rows.unpersist()
+    raise RerankError(
+        f"{lost:,} pairs have neither a score in {job.store.place} nor a reject after {_ROUNDS} rounds; is another job "
+        "deleting from the store? Nothing was published; run the same command again"
+    )
 
 
-def _longest_pair_bytes(staged: Staged) -> int:
-    longest = [
-        frame.agg(F.max(F.octet_length(column))).collect()[0][0] or 0
-        for frame, column in ((staged.pairs, tables.QUERY), (staged.passages, tables.PASSAGE))
-    ]
-    return int(sum(longest))
+def score_what_is_left(job: Job, folder: str, console: Console) -> StagedPairs:
+    """Stage the pairs that the store does not know, and score them wave by wave, each appended to the store."""
+    spark, report, key = job.spark, job.report, job.plan.model_key
+    with report.phase("stage"), bad_lines_told():
+        known = known_facts(job.store.facts(key))
+        staged = stage_pairs(spark, job.rows, report.pairs_in, job.prepared, known, folder)
+    if not staged.left:
+        return staged
+
+    def append(wave: Wave) -> None:
+        absorb(spark, job.store, key, job.work.scored)
+
+    with report.phase("score"):
+        progress = ScoringProgress(spark, staged.left, console)
+        minutes = job.config.store.wave_minutes
+        scoring = Scoring(
+            spark,
+            staged,
+            job.plan,
+            job.work.scored,
+            f"{folder}/notes",
+            report.run_id,
+            minutes * 60.0,
+            progress,
+            append,
+            waves_before=len(report.waves),
+        )
+        with small_arrow_batches(spark, staged), progress.shown():
+            scoring.run()
+    report.waves += [asdict(facts) for facts in scoring.facts]
+    return staged
 
 
-def scoring_tasks(pairs: int, slots: int) -> int:
-    """How many tasks score `pairs`: all slots busy, four rounds where each has enough to sort by length."""
-    rounds = min(4 * slots, pairs // _FEWEST_PAIRS_PER_TASK)
-    return max(1, min(slots, pairs), rounds, math.ceil(pairs / _PAIRS_PER_TASK))
+@dataclass(frozen=True)
+class Scored:
+    """What is known after scoring: the store's facts of the run's rows, and the failures, which are in no store."""
+
+    facts: DataFrame | None
+    failures: DataFrame | None
+
+    def as_one(self, rows: DataFrame) -> DataFrame:
+        """pair_key, logit, reason, detail: one row a pair; of a pair that has a fact too, the failure is left out."""
+        nothing = F.lit(None).cast("string")
+        facts = (
+            rows.select(tables.PAIR_KEY, F.lit(None).cast("float").alias(tables.LOGIT)).limit(0)
+            if self.facts is None
+            else self.facts.select(tables.PAIR_KEY, tables.LOGIT)
+        )
+        facts = facts.select("*", nothing.alias(tables.REASON), nothing.alias(tables.DETAIL))
+        if self.failures is None:
+            return facts
+        failures = self.failures.select(tables.PAIR_KEY, tables.LOGIT, tables.REASON, tables.DETAIL)
+        if self.facts is not None:
+            failures = failures.join(self.facts.select(tables.PAIR_KEY), tables.PAIR_KEY, "left_anti")
+        return facts.unionByName(failures)
 
 
-def _count_scored(report: RunReport, facts: DataFrame) -> None:
-    by_scorer = facts.groupBy(tables.SCORER).agg(
+def looked_up(job: Job) -> Scored:
+    """The store's facts of the run's rows, and what failed in this run; fills in the report's counts of scoring."""
+    known: KnownFacts | None = known_facts(job.store.facts(job.plan.model_key))
+    facts = None if known is None else facts_of(job.rows, job.report.pairs_in, known)
+    if not job.report.waves:
+        return Scored(facts, None)
+    own = scored_facts(job.spark, job.work.scored)
+    failed = _count_scored(job.report, own)
+    if not failed:
+        return Scored(facts, None)
+    return Scored(facts, own.where(F.col(tables.REASON).isNotNull()).dropDuplicates([tables.PAIR_KEY]))
+
+
+def _missing(staged: StagedPairs, scored: Scored) -> int:
+    """How many staged pairs have neither fact nor failure, though both their texts were there."""
+    if not staged.left:
+        return 0
+    missing = staged.pairs.join(staged.passages, PLACE, "left_semi").select(tables.PAIR_KEY)
+    for there in (scored.facts, scored.failures):
+        if there is not None:
+            missing = missing.join(there.select(tables.PAIR_KEY), tables.PAIR_KEY, "left_anti")
+    return missing.count()
+
+
+def _count_scored(report: RunReport, own: DataFrame) -> int:
+    """Fill in what was scored, and by whom; how many of the pairs failed."""
+    by_scorer = own.groupBy(tables.SCORER).agg(
         F.count(F.lit(1)).alias("pairs"),
         F.sum(tables.TOKENS).alias("tokens"),
         F.sum(F.col(tables.TRUNCATED).cast("int")).alias("truncated"),
+        F.count(tables.REASON).alias("failed"),
     )
     found = by_scorer.collect()
     report.pairs_scored = sum(row["pairs"] for row in found)
@@ -244,12 +286,22 @@ def _count_scored(report: RunReport, facts: DataFrame) -> None:
     report.models_loaded = len(found)
     report.devices = sorted({_device(row[tables.SCORER]) for row in found})
     report.tokens_per_second = round(report.tokens / max(report.seconds.get("score", 0.0), 1e-9), 1)
+    return sum(row["failed"] for row in found)
 
 
 def _device(label: str) -> str:
     """`host/pid/device/load` → `host/device`."""
     host, _, device, _ = label.rsplit("/", 3)
     return f"{host}/{device}"
+
+
+def _count_decided(report: RunReport, counts: dict[str, dict[str, int]]) -> None:
+    report.ranked = counts["ranked"].get("", 0)
+    report.cut, report.rejects = counts["cut"], counts["rejects"]
+    if report.unaccounted():
+        raise RerankError(
+            f"{report.unaccounted()} input rows are unaccounted for; this is a defect, please report it"
+        )
 
 
 # --- publish ---
@@ -260,36 +312,25 @@ def publishing_tasks(rows: int, slots: int) -> int:
     return max(1, min(slots, rows // _FEWEST_ROWS_PER_FILE), math.ceil(rows / _ROWS_PER_FILE))
 
 
-def publish(spark: SparkSession, config: JobConfig, report: RunReport, result: Outcome) -> None:
-    """Write rejects, then, if there are not too many, the reranked table; fill in the report's counts."""
-    rows = result.rows.persist()
-    decided = Outcome(rows, result.fused)
-    try:
-        counts = decided.counts()
-        report.ranked = counts["ranked"].get("", 0)
-        report.cut, report.rejects = counts["cut"], counts["rejects"]
-        if report.unaccounted():
-            raise RerankError(
-                f"{report.unaccounted()} input rows are unaccounted for; this is a defect, please report it"
-            )
-        decided.rejects().write.mode("overwrite").parquet(config.output.rejects.path)
-        report.output["rejects"] = config.output.rejects.path
-        _refuse_too_many(spark, config, report)
-        table = decided.reranked()
-        table = nested(table) if config.output.layout == "nested" else table
-        facts = {"run_id": report.run_id, "model_key": report.model_key, "rows": report.ranked}
-        report.output.update(targets.publish(spark, table, config.output.reranked, report.run_id, facts))
-    finally:
-        rows.unpersist()
+def publish(job: Job, decided: Outcome) -> None:
+    """Write rejects, then, if there are not too many, the reranked table."""
+    config, report = job.config, job.report
+    decided.rejects().write.mode("overwrite").parquet(config.output.rejects.path)
+    report.output["rejects"] = config.output.rejects.path
+    _refuse_too_many(job.spark, config, report)
+    table = decided.reranked()
+    table = nested(table) if config.output.layout == "nested" else table
+    facts = {"run_id": report.run_id, "model_key": report.model_key, "rows": report.ranked}
+    report.output.update(targets.publish(job.spark, table, config.output.reranked, report.run_id, facts))
 
 
 def _stop_if_too_many_rejects(
-    spark: SparkSession, config: JobConfig, report: RunReport, staged: Staged
+    spark: SparkSession, config: JobConfig, report: RunReport, rows: DataFrame
 ) -> None:
     """Before anything is scored: the input's own rejects alone may already be too many."""
     if not _too_many(config, report):
         return
-    rejected(staged.rows).write.mode("overwrite").parquet(config.output.rejects.path)
+    rejected(rows).write.mode("overwrite").parquet(config.output.rejects.path)
     report.output["rejects"] = config.output.rejects.path
     report.cut = {tables.Cut.STOPPED: report.pairs_in - report.rejected()}
     _refuse_too_many(spark, config, report)
@@ -306,8 +347,8 @@ def _refuse_too_many(spark: SparkSession, config: JobConfig, report: RunReport) 
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(report.rejects.items()))
     raise TooManyRejectsError(
         f"{report.rejected():,} of {report.pairs_in:,} rows rejected ({reasons}), more than run.max_reject_fraction "
-        f"{config.run.max_reject_fraction:g} allows; nothing was published. Each row and its reason: "
-        f"{config.output.rejects.path}. Mend the input, or allow more"
+        f"{config.run.max_reject_fraction:g} allows; nothing was published, and what was scored is in the store. Each "
+        f"row and its reason: {config.output.rejects.path}. Mend the input, or allow more"
     )
 
 

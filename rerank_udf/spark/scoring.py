@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from rerank_udf import tables
+from rerank_udf.spark import cautious
+from rerank_udf.spark.cautious import Attempts, scored_cautiously
 
 if TYPE_CHECKING:
     from rerank_udf.engine import ScoredPairs, Scorer
@@ -120,29 +122,43 @@ def _keep_zip_directories() -> None:
 
 
 def score_in_arrow(
-    plan: Loadable, pairs_done: Any = None, tokens_done: Any = None
+    plan: Loadable, pairs_done: Any = None, tokens_done: Any = None, attempts: Attempts | None = None
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """The function for `mapInArrow`: (pair_key, query, passage) batches in, SCORED_SCHEMA batches out.
 
     One `Scorer.stream` a task: the input is read on this thread, as Spark wants it, while the scorer prepares and
-    computes. `pairs_done`, `tokens_done`: Spark accumulators to add to, where a driver watches.
+    computes. `pairs_done`, `tokens_done`: Spark accumulators to add to, where a driver watches. With `attempts` a
+    task that is tried again looks for the pair that killed its process.
     """
 
     def score(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        gathered = windows(batches)
+        again = attempts is not None and attempts.number() > 0
+        gathered = windows(batches, cautious.WINDOW_PAIRS if again else WINDOW_PAIRS)
         first = next(gathered, None)
         if first is None:
             return
         scorer, label = process_scorer(plan)
-        keys: deque[pa.ChunkedArray] = deque()
-        for pairs in scorer.stream(_texts(chain([first], gathered), keys)):
+        all_windows = chain([first], gathered)
+        if again:
+            assert attempts is not None
+            results = scored_cautiously(scorer, all_windows, attempts)
+        else:
+            results = _streamed(scorer, all_windows)
+        for keys, pairs in results:
             if pairs_done is not None:
                 pairs_done.add(len(pairs.logits))
                 tokens_done.add(int(pairs.tokens.sum()))
-            yield from _scored_batches(keys.popleft(), pairs, label)
+            yield from _scored_batches(keys, pairs, label)
         _keep_zip_directories()
 
     return score
+
+
+def _streamed(scorer: Scorer, gathered: Iterable[pa.Table]) -> Iterator[tuple[pa.ChunkedArray, ScoredPairs]]:
+    """(pair keys, what became of them), window by window."""
+    keys: deque[pa.ChunkedArray] = deque()
+    for pairs in scorer.stream(_texts(gathered, keys)):
+        yield keys.popleft(), pairs
 
 
 def _texts(
@@ -154,21 +170,30 @@ def _texts(
         yield window.column(tables.QUERY), window.column(tables.PASSAGE)
 
 
-def windows(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Consecutive batches gathered to at least WINDOW_PAIRS rows or WINDOW_BYTES; empty ones vanish."""
+def windows(batches: Iterable[pa.RecordBatch], pairs: int = WINDOW_PAIRS) -> Iterator[pa.Table]:
+    """Consecutive batches gathered to at least `pairs` rows or WINDOW_BYTES; empty ones vanish.
+
+    A batch has as many rows as Spark gives it; where that is more than WINDOW_PAIRS are wanted at once, it is cut.
+    """
     held: list[pa.RecordBatch] = []
     rows = size = 0
-    for batch in batches:
-        if batch.num_rows == 0:
-            continue
+    for batch in _cut(batches, pairs):
         held.append(batch)
         rows += batch.num_rows
         size += batch.nbytes
-        if rows >= WINDOW_PAIRS or size >= WINDOW_BYTES:
+        if rows >= pairs or size >= WINDOW_BYTES:
             yield pa.Table.from_batches(held)
             held, rows, size = [], 0, 0
     if held:
         yield pa.Table.from_batches(held)
+
+
+def _cut(batches: Iterable[pa.RecordBatch], pairs: int) -> Iterator[pa.RecordBatch]:
+    """Batches of at least one row; of at most `pairs` where windows are to be smaller than usual."""
+    for batch in batches:
+        step = max(1, batch.num_rows) if pairs >= WINDOW_PAIRS else pairs
+        for start in range(0, batch.num_rows, step):
+            yield batch.slice(start, step)
 
 
 def _scored_batches(pair_keys: pa.ChunkedArray, pairs: ScoredPairs, label: str) -> Iterator[pa.RecordBatch]:
@@ -203,48 +228,36 @@ def _failures(pairs: ScoredPairs, failed: npt.NDArray[np.bool_]) -> tuple[pa.Arr
 
 
 def co_partitioned(
-    pairs: DataFrame, passages: DataFrame, partitions: int, max_pairs_per_passage: int | None = None
+    pairs: DataFrame, passages: DataFrame, partitions: int, place: str = tables.PASSAGE_KEY
 ) -> DataFrame:
     """(pair_key, query, passage) in `partitions` partitions, each passage's pairs together.
 
-    `pairs`: pair_key, query_key, passage_key, query; `passages`: passage_key, passage, each key once. Both sides are
-    laid out by the same key and number, so the join adds no exchange. With `max_pairs_per_passage` a passage with
-    more pairs is split over several tasks (its pairs are counted first, so `pairs` is read twice).
+    `pairs`: pair_key, place, query; `passages`: place, passage, each place once; `place` is the name of the column that
+    says which passage a pair has. Both sides are laid out by the same key and number, so the join adds no exchange.
     """
-    if max_pairs_per_passage is not None:
-        pairs, passages = _split_hot(pairs, passages, max_pairs_per_passage)
-    left = pairs.select(tables.PAIR_KEY, tables.PASSAGE_KEY, tables.QUERY)
-    right = passages.select(tables.PASSAGE_KEY, tables.PASSAGE)
-    left = left.repartition(partitions, tables.PASSAGE_KEY)
+    left = pairs.select(tables.PAIR_KEY, place, tables.QUERY).repartition(partitions, place)
+    right = passages.select(place, tables.PASSAGE).repartition(partitions, place)
     # Renamed above its exchange: over two bare exchanges Spark re-plans a join with spark.sql.shuffle.partitions where
     # the stated number is below that.
-    right = right.repartition(partitions, tables.PASSAGE_KEY).withColumnRenamed(tables.PASSAGE_KEY, "_place")
-    joined = left.join(right.hint("merge"), F.col(tables.PASSAGE_KEY) == F.col("_place"))
+    right = right.withColumnRenamed(place, "_place")
+    joined = left.join(right.hint("merge"), F.col(place) == F.col("_place"))
     return joined.select(tables.PAIR_KEY, tables.QUERY, tables.PASSAGE)
 
 
-def _split_hot(pairs: DataFrame, passages: DataFrame, most: int) -> tuple[DataFrame, DataFrame]:
-    """Both tables with a longer key for passages with more than `most` pairs: passage_key ‖ number of the part."""
-    counts = pairs.groupBy(F.col(tables.PASSAGE_KEY).alias("_hot_key")).count()
-    parts = F.ceil(F.col("count") / most).cast("int")
-    hot = F.broadcast(counts.where(F.col("count") > most).select("_hot_key", parts.alias("_parts")))
-
-    def keyed(table: DataFrame, part: Column) -> DataFrame:
-        key = F.coalesce(F.concat(tables.PASSAGE_KEY, part.cast("string").cast("binary")), tables.PASSAGE_KEY)
-        return table.withColumn(tables.PASSAGE_KEY, key)
-
-    is_hot = F.col(tables.PASSAGE_KEY) == F.col("_hot_key")
-    pairs = keyed(pairs.join(hot, is_hot, "left"), F.pmod(F.hash(tables.QUERY_KEY), "_parts"))
-    every = F.explode_outer(F.sequence(F.lit(0), F.col("_parts") - 1))
-    passages = passages.join(hot, is_hot, "left").select(
-        tables.PASSAGE_KEY, tables.PASSAGE, every.alias("_part")
-    )
-    return pairs, keyed(passages, F.col("_part"))
-
-
-def scored(pairs: DataFrame, plan: Loadable, pairs_done: Any = None, tokens_done: Any = None) -> DataFrame:
+def scored(
+    pairs: DataFrame,
+    plan: Loadable,
+    pairs_done: Any = None,
+    tokens_done: Any = None,
+    attempts: Attempts | None = None,
+    profile: Any = None,
+) -> DataFrame:
     """`pairs` (pair_key, query, passage) through the model: SCORED_SCHEMA, in any order.
 
-    Evaluated anew by every action on it: write it or persist it before using it twice.
+    Evaluated anew by every action on it: write it or persist it before using it twice. `profile`: the ResourceProfile
+    of the stage, where the cluster takes one.
     """
-    return pairs.mapInArrow(score_in_arrow(plan, pairs_done, tokens_done), SCORED_SCHEMA)
+    function = score_in_arrow(plan, pairs_done, tokens_done, attempts)
+    if profile is None:
+        return pairs.mapInArrow(function, SCORED_SCHEMA)
+    return pairs.mapInArrow(function, SCORED_SCHEMA, profile=profile)

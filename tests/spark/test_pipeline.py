@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jobs_of import BAD, run, settings, write_inputs
 from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
@@ -19,57 +22,23 @@ from tables_of import (
     PASSAGES,
     QUERIES,
     candidate_rows,
-    frame,
     logit_of,
     plain_ranking,
     ranking_of,
     sigmoid,
-    three_tables,
 )
 
-from rerank_udf.config import JobConfig, parse_config
-from rerank_udf.errors import ConfigError, InputError, ModelError, TooManyRejectsError
+from rerank_udf.config import JobConfig
+from rerank_udf.errors import ConfigError, InputError, ModelError, StoreError, TooManyRejectsError
 from rerank_udf.lake import files, versions
 from rerank_udf.report import RunReport
 from rerank_udf.spark import pipeline, read_reranked
 from rerank_udf.spark.estimate import estimate
-from rerank_udf.spark.pipeline import publishing_tasks, read_and_prepare, run_rerank, scoring_tasks
+from rerank_udf.spark.pipeline import publishing_tasks, read_and_prepare, run_rerank
+from rerank_udf.spark.staging import StagedPairs
+from rerank_udf.spark.waves import small_arrow_batches
+from rerank_udf.spark.workplace import Workplace
 from rerank_udf.tables import Cut, Reason
-
-BAD = [
-    ("q1", "nowhere", 1.0, "s"),
-    (None, "p1", 1.0, "s"),
-    ("q1", "p1", -5.0, "s"),
-    ("q9", "p1", 1.0, "s"),
-    ("q2", "null", 1.0, "s"),
-]
-SCHEMA = "query_id string, passage_id string, score double, source string"
-
-
-def write_inputs(spark: SparkSession, folder: Path) -> None:
-    """Three tables as Parquet, with five bad rows among the candidates and a query without any."""
-    candidates, queries, passages = three_tables(spark)
-    more_queries = frame(spark, [("q4", "nobody answers")], "query_id string, query string")
-    more_passages = frame(spark, [("null", None)], "passage_id string, passage string")
-    candidates.union(frame(spark, BAD, SCHEMA)).write.parquet(str(folder / "candidates"))
-    queries.union(more_queries).write.parquet(str(folder / "queries"))
-    passages.union(more_passages).write.parquet(str(folder / "passages"))
-
-
-def settings(folder: Path, model: Path, out: str = "out", **sections: dict[str, Any]) -> JobConfig:
-    """The job over `write_inputs`; `sections` as in the YAML."""
-    raw: dict[str, Any] = {
-        "input": {name: {"path": str(folder / name)} for name in ("candidates", "queries", "passages")},
-        "model": {"name": str(model)},
-        "output": {
-            "reranked": {"path": str(folder / out / "reranked")},
-            "rejects": {"path": str(folder / out / "rejects")},
-        },
-        "run": {"report": str(folder / out / "report"), "max_reject_fraction": 0.25},
-    }
-    for name, section in sections.items():
-        raw[name] = {**raw.get(name, {}), **section}
-    return parse_config(raw)
 
 
 def executed_plans(spark: SparkSession, after: int = -1) -> dict[int, str]:
@@ -168,7 +137,7 @@ def test_the_report_is_written_with_what_was_counted(finished):
         assert found[name] == getattr(finished.report, name), name
     texts = [(QUERIES[row["query_id"]], PASSAGES[row["passage_id"]]) for row in candidate_rows(7)]
     assert found["tokens"] == sum(len(q.encode()) + len(p.encode()) for q, p in texts)
-    assert set(found["seconds"]) == {"prepare", "stage", "score", "publish"}
+    assert set(found["seconds"]) == {"prepare", "stage", "adopt", "score", "publish"}
     assert found["config"]["ranking"]["top_k"] == 5
     assert len(found["model_key"]) == 32
     assert found["output"]["path"] == str(finished.folder / "out/reranked")
@@ -195,7 +164,7 @@ def test_python_ran_in_the_scoring_plan_and_nowhere_else(finished):
     assert not [line for line in above if "Exchange" in line or "Sort" in line]
     assert "InsertIntoHadoopFsRelationCommand" in plan
     writes = [plan for plan in finished.plans.values() if "InsertIntoHadoopFsRelationCommand" in plan]
-    assert len(writes) == 6  # rows, pairs, passages, scored; rejects, reranked
+    assert len(writes) == 7  # rows, pairs, passages, scored; the store's facts; rejects, reranked
 
 
 def test_as_many_files_are_published_as_were_counted_for(finished):
@@ -205,19 +174,15 @@ def test_as_many_files_are_published_as_were_counted_for(finished):
 
 def test_nothing_but_the_outputs_is_left(finished):
     left = {path.name for path in (finished.folder / "out").iterdir()}
-    assert left - {"reranked_work"} == {"reranked", "rejects", "report"}
-    work = finished.folder / "out/reranked_work"
-    assert not work.exists() or list(work.iterdir()) == []
+    assert left == {"reranked", "rejects", "report", "reranked_store"}
+    work = finished.folder / "out/reranked_store/_work"
+    assert [path for path in work.rglob("*") if path.is_file()] == []
 
 
 def test_plain_readers_fail_or_read_a_whole_version(spark, finished):
     with pytest.raises(AnalysisException, match="UNABLE_TO_INFER_SCHEMA"):
         spark.read.parquet(str(finished.folder / "out/reranked"))
     assert spark.read.parquet(finished.report.output["version"]).count() == finished.report.ranked
-
-
-def run(spark: SparkSession, config: JobConfig) -> RunReport:
-    return run_rerank(spark, config, Console(file=io.StringIO()))
 
 
 def test_other_session_settings_publish_the_same_rows(session_settings, hash_model, finished):
@@ -266,13 +231,13 @@ def test_too_many_rejects_publish_nothing_and_leave_what_was_published(spark, ha
 
 def test_rejects_that_only_scoring_finds_count_too(spark, hash_model, finished, monkeypatch):
     """A passage that changes between two readings of the input: its pairs are rejects, whatever else happens."""
-    real = pipeline.stage
+    real = pipeline.stage_pairs
 
-    def changing(spark: SparkSession, prepared: Any, folder: str) -> Any:
+    def changing(spark: SparkSession, rows: Any, count: int, prepared: Any, store: Any, folder: str) -> Any:
         without = prepared.passages.where(F.col("passage") != PASSAGES["p3"])
-        return real(spark, replace(prepared, passages=without), folder)
+        return real(spark, rows, count, replace(prepared, passages=without), store, folder)
 
-    monkeypatch.setattr(pipeline, "stage", changing)
+    monkeypatch.setattr(pipeline, "stage_pairs", changing)
     report = run(
         spark,
         settings(
@@ -366,8 +331,8 @@ def test_an_empty_candidate_table_is_an_error_and_publishes_nothing(spark, hash_
     ):
         run(spark, settings(finished.folder, hash_model, "empty", input=inputs))
     assert not (finished.folder / "empty/reranked").exists()
-    work = finished.folder / "empty/reranked_work"
-    assert not work.exists() or list(work.iterdir()) == []
+    left = [path for path in (finished.folder / "empty").rglob("*") if path.is_file()]
+    assert left == []
 
 
 def test_a_model_that_is_none_fails_before_anything_is_staged(spark, finished, tmp_path):
@@ -448,14 +413,6 @@ def test_fusion_that_lacks_its_numbers_is_refused_before_any_work(spark, hash_mo
 
 
 @pytest.mark.parametrize(
-    ("pairs", "slots", "tasks"),
-    [(0, 8, 1), (3, 8, 3), (5000, 2, 8), (5000, 8, 9), (10**6, 2, 50), (10**6, 100, 400), (10**8, 8, 5000)],
-)
-def test_tasks_fill_the_slots_and_stay_short(pairs, slots, tasks):
-    assert scoring_tasks(pairs, slots) == tasks
-
-
-@pytest.mark.parametrize(
     ("rows", "slots", "tasks"),
     [
         (0, 8, 1),
@@ -471,31 +428,52 @@ def test_files_are_published_whole_and_not_in_crumbs(rows, slots, tasks):
     assert publishing_tasks(rows, slots) == tasks
 
 
-def test_only_folders_of_dead_runs_are_cleared_away(spark, hash_model, finished, tmp_path, monkeypatch):
-    """`store.path` may be a folder that holds other things: they are not ours to delete."""
-    work = tmp_path / "work"
-    names = [
-        "20200101T000000Z-aaaaaa",
-        "20200101T000000Z-busy00",
-        "20200101T000000Z-bbbbbb",
-        "candidates",
-        versions.new_run_id(),
-    ]
-    for name in names:
-        (work / name).mkdir(parents=True)
-    (work / "20200101T000000Z-bbbbbb/_scored").mkdir()
-    (work / "20200101T000000Z-bbbbbb/_scored/part-0").touch()  # a task finished just now
-    config = settings(finished.folder, hash_model, store={"path": str(work)})
-    run_id = versions.new_run_id()
+def test_only_folders_of_dead_runs_are_cleared_away(spark, tmp_path):
+    """`store.work` may be a folder that holds other things: they are not ours to delete."""
+    old, busy, recent = "20200101T000000Z-aaaaaa", "20200101T000000Z-bbbbbb", versions.new_run_id()
+    for kind in ("runs", "staged/print", "scored/key"):
+        for name in (old, busy, recent, "notes"):
+            (tmp_path / kind / name / "wave-00001").mkdir(parents=True)
+            (tmp_path / kind / name / "wave-00001/part-0").touch()
+    long_ago = time.time() - 2 * 24 * 3600
+    for path in [*tmp_path.rglob("*"), tmp_path]:
+        if busy not in str(path):  # a task of that run finished just now
+            os.utime(path, (long_ago, long_ago))
+    (tmp_path / "candidates" / old).mkdir(parents=True)
+    Workplace(spark, str(tmp_path), "key", "run").clear_away_the_dead()
+    for kind in ("runs", "staged/print", "scored/key"):
+        assert {path.name for path in (tmp_path / kind).iterdir()} == {busy, recent, "notes"}
+    assert (tmp_path / "candidates" / old).exists()
 
-    def fails() -> None:
-        with pipeline._work_folder(spark, config, run_id) as folder:
-            files.write_text(spark, f"{folder}/x", "y")
-            raise KeyError
 
-    with pytest.raises(KeyError):
-        fails()
-    assert sorted(path.name for path in work.iterdir()) == sorted(names[1:])
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (None, set()),
+        (InputError("x"), set()),
+        (StoreError("x"), {"rows", "scored"}),
+        (OSError(), {"rows", "scored"}),
+    ],
+)
+def test_what_another_run_can_go_on_with_stays_where_a_run_failed(spark, tmp_path, error, kept):
+    work = Workplace(spark, str(tmp_path), "key", "run")
+    for folder in (work.run, work.scored, str(tmp_path / "staged/print/run")):
+        files.write_text(spark, f"{folder}/x", "y")
+    work.own(str(tmp_path / "staged/print/run"), shared=False)
+
+    def ends() -> None:
+        with work.kept_only_on_failure():
+            if error is not None:
+                raise error
+
+    if error is None:
+        ends()
+    else:
+        with pytest.raises(type(error)):
+            ends()
+    assert not Path(work.run).exists()
+    left = {"rows": tmp_path / "staged/print/run", "scored": Path(work.scored)}
+    assert {name for name, path in left.items() if path.exists()} == kept
 
 
 def session_of(version: str, spark: SparkSession) -> Any:
@@ -506,14 +484,13 @@ def test_before_spark_4_arrow_batches_are_kept_small(session_settings):
     spark = session_settings
     setting = "spark.sql.execution.arrow.maxRecordsPerBatch"
     before = spark.conf.get(setting)
-    nothing: Any = None
     texts = [
         spark.createDataFrame([("x" * size,)], f"{name} string")
         for name, size in (("query", 1 << 10), ("passage", 1 << 20))
     ]
-    staged = pipeline.Staged(nothing, texts[0], texts[1], 1)
-    with pipeline._small_arrow_batches(session_of("4.0.0", spark), staged):
+    staged = StagedPairs(texts[0], texts[1], {0: 1}, 0)
+    with small_arrow_batches(session_of("4.0.0", spark), staged):
         assert spark.conf.get(setting) == before
-    with pipeline._small_arrow_batches(session_of("3.5.4", spark), staged):
+    with small_arrow_batches(session_of("3.5.4", spark), staged):
         assert spark.conf.get(setting) == "63"
     assert spark.conf.get(setting) == before

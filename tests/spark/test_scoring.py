@@ -98,32 +98,14 @@ def test_each_passages_pairs_arrive_together_in_one_task(spark):
         assert runs(arrived) == len(set(arrived))
 
 
-def test_a_passage_in_very_many_pairs_is_split_and_no_pair_is_lost_or_doubled(spark):
-    pairs, passages = corpus(spark, 40, 3)
-    cold = pairs.where(F.col("passage_key") != F.lit(text_key("passage 0"))).limit(6)
-    hot = pairs.where(F.col("passage_key") == F.lit(text_key("passage 0")))
-    given = hot.union(cold)
-    result = co_partitioned(given, passages, 4, max_pairs_per_passage=8).persist()
-    try:
-        keys = [bytes(row["pair_key"]) for row in result.collect()]
-        assert sorted(keys) == sorted(bytes(row["pair_key"]) for row in given.collect())
-        tasks = {at for at, arrived in laid_out(result).items() if "passage 0" in arrived}
-        assert len(tasks) > 1
-        for row in result.collect():
-            assert bytes(row["pair_key"]) == pair_key(text_key(row["query"]), text_key(row["passage"]))
-    finally:
-        result.unpersist()
-
-
-@pytest.mark.parametrize("most", [None, 8])
 @pytest.mark.parametrize("adaptive", ["true", "false"])
 def test_one_python_operator_and_no_exchange_between_layout_and_scoring(
-    session_settings, hash_model, adaptive, most
+    session_settings, hash_model, adaptive
 ):
     spark = session_settings
     spark.conf.set("spark.sql.adaptive.enabled", adaptive)
     pairs, passages = corpus(spark, 3, 3)
-    plan = plan_of(scored(co_partitioned(pairs, passages, 5, most), resolve_scorer(hash_model)), "simple")
+    plan = plan_of(scored(co_partitioned(pairs, passages, 5), resolve_scorer(hash_model)), "simple")
     assert plan.count("MapInArrow") == 1
     assert "Python" not in plan.replace("PythonMapInArrow", "")
     lines = plan.splitlines()
@@ -220,16 +202,13 @@ def test_texts_of_megabytes_pass(spark, hash_model):
     assert {row["truncated"] for row in found} == {True}
 
 
-@pytest.mark.parametrize("most", [None, 8])
 @pytest.mark.parametrize("shuffle_partitions", ["2", "40"])
-def test_the_stated_number_of_tasks_holds_whatever_the_session_says(
-    session_settings, most, shuffle_partitions
-):
+def test_the_stated_number_of_tasks_holds_whatever_the_session_says(session_settings, shuffle_partitions):
     spark = session_settings
     spark.conf.set("spark.sql.shuffle.partitions", shuffle_partitions)
     spark.conf.set("spark.sql.autoBroadcastJoinThreshold", "-1")
     pairs, passages = corpus(spark, 20, 5)
-    assert co_partitioned(pairs, passages, 7, most).rdd.getNumPartitions() == 7
+    assert co_partitioned(pairs, passages, 7).rdd.getNumPartitions() == 7
 
 
 class ReadingAhead:

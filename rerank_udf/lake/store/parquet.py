@@ -1,0 +1,269 @@
+"""The score store as plain Parquet in a folder of its own, on any file system.
+
+    <root>/_rerank_udf_store.json                        what this folder is
+    <root>/facts/<model_key>/<append_id>.<nonce>/part-*.parquet
+    <root>/facts/<model_key>/<append_id>.<nonce>/_commit.json    its files with their sizes; written last
+
+A folder without `_commit.json` does not exist for readers, and they read the files that it names, no others. Nothing
+is renamed. A compaction is one more such folder whose `_commit.json` names the folders it `replaces`; those are
+deleted a day later, by `vacuum`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+
+from rerank_udf.errors import StoreError
+from rerank_udf.lake import files
+from rerank_udf.lake.failures import innermost_cause
+from rerank_udf.lake.store import FACTS_SCHEMA, Change, Damage, KeyStats, append_id_of, reduced
+from rerank_udf.lake.store.reading import damaged_files, missing_or_cut
+
+MARKER = "_rerank_udf_store.json"
+COMMIT = "_commit.json"
+FILE_BYTES = 256 << 20
+_WORK = "_work"
+_KIND = {"kind": "rerank_udf score store", "format": "parquet", "layout": 1}
+_LEFT_OVER_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A committed folder: its path, its files by name with their bytes, its facts, the folders it replaces."""
+
+    folder: str
+    files: dict[str, int]
+    facts: int
+    replaces: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The folder's own name: append id and nonce."""
+        return self.folder.rsplit("/", 1)[-1]
+
+    @property
+    def bytes(self) -> int:
+        """Of all files together."""
+        return sum(self.files.values())
+
+    def paths(self) -> list[str]:
+        """Its files' paths."""
+        return [f"{self.folder}/{name}" for name in self.files]
+
+
+class ParquetStore:
+    """See the module's docstring and `lake.store.ScoreStore`."""
+
+    def __init__(self, spark: SparkSession, root: str) -> None:
+        self._spark = spark
+        self.place = root.rstrip("/")
+        self._check_place()
+
+    # --- ScoreStore ---
+
+    def facts(self, model_key: str) -> DataFrame | None:
+        """See ScoreStore."""
+        paths = [path for commit in self._live(model_key) for path in commit.paths()]
+        return self._spark.read.schema(FACTS_SCHEMA).parquet(*paths) if paths else None
+
+    def append(self, facts: DataFrame, model_key: str, append_id: str) -> bool:
+        """See ScoreStore."""
+        taken = {commit.name.split(".")[0] for commit in self._commits(model_key)}
+        if append_id in taken:
+            return False
+        return self._commit(facts, model_key, append_id, replaces=()) is not None
+
+    def stats(self) -> list[KeyStats]:
+        """See ScoreStore."""
+        found = []
+        for key in self._model_keys():
+            live = self._live(key)
+            if live:
+                found.append(
+                    KeyStats(
+                        key,
+                        sum(commit.facts for commit in live),
+                        sum(len(commit.files) for commit in live),
+                        sum(commit.bytes for commit in live),
+                        len(live),
+                    )
+                )
+        return found
+
+    def verify(self) -> list[Damage]:
+        """See ScoreStore."""
+        damage = []
+        for key in self._model_keys():
+            for commit in self._live(key):
+                present = {entry.name: entry.bytes for entry in files.entries(self._spark, commit.folder)}
+                gone = missing_or_cut(commit.folder, commit.files, present)
+                sound = [path for path in commit.paths() if path not in gone]
+                gone |= damaged_files(self._spark, sound)
+                damage += [Damage(path, key, problem) for path, problem in sorted(gone.items())]
+        return damage
+
+    def compact(self, dry_run: bool) -> list[Change]:
+        """See ScoreStore."""
+        changes = []
+        for key in self._model_keys():
+            live = self._live(key)
+            count, size = sum(len(commit.files) for commit in live), sum(commit.bytes for commit in live)
+            wanted = max(1, math.ceil(size / FILE_BYTES))
+            if len(live) < 2 or count <= wanted:
+                continue
+            changes.append(Change(key, f"{len(live)} appends into one", count, wanted, size))
+            if not dry_run:
+                self._compact(key, live, wanted)
+        return changes
+
+    def vacuum(self, keep: frozenset[str], dry_run: bool) -> list[Change]:
+        """See ScoreStore. Replaced and unfinished folders go once nothing has been written to them for a day."""
+        changes = []
+        for key in self._model_keys():
+            folder = self._key_folder(key)
+            if key not in keep:
+                live = self._live(key)
+                count, size = sum(len(c.files) for c in live), sum(c.bytes for c in live)
+                changes.append(Change(key, "forgotten", count, 0, size))
+                if not dry_run:
+                    files.remove(self._spark, folder)
+                continue
+            for name in self._left_over(key):
+                found = [e for e in files.entries(self._spark, f"{folder}/{name}") if not _is_hidden(e.name)]
+                size = sum(entry.bytes for entry in found)
+                changes.append(Change(key, f"left over: {name}", len(found), 0, size))
+                if not dry_run:
+                    files.remove(self._spark, f"{folder}/{name}")
+        return changes
+
+    # --- place ---
+
+    def _check_place(self) -> None:
+        marker = files.read_text(self._spark, f"{self.place}/{MARKER}")
+        if marker is None:
+            others = [e.name for e in files.entries(self._spark, self.place) if e.name != _WORK]
+            if others:
+                raise StoreError(
+                    f"store.path {self.place} holds {others[0]!r} and no {MARKER}: it is no score store; give a folder "
+                    "that is empty or does not exist yet"
+                )
+            return
+        found = _parsed(marker, f"{self.place}/{MARKER}")
+        if found.get("format") != _KIND["format"] or found.get("layout") != _KIND["layout"]:
+            raise StoreError(
+                f"store.path {self.place} is a score store in format {found.get('format')!r}, layout "
+                f"{found.get('layout')!r}, expected {_KIND['format']!r}, {_KIND['layout']}; set store.format to what "
+                "it is, or give another folder"
+            )
+
+    def _key_folder(self, model_key: str) -> str:
+        return f"{self.place}/facts/{model_key}"
+
+    def _model_keys(self) -> list[str]:
+        return [entry.name for entry in files.entries(self._spark, f"{self.place}/facts") if entry.is_folder]
+
+    # --- commits ---
+
+    def _commits(self, model_key: str) -> list[Commit]:
+        folder = self._key_folder(model_key)
+        found = []
+        for entry in files.entries(self._spark, folder):
+            text = (
+                files.read_text(self._spark, f"{folder}/{entry.name}/{COMMIT}") if entry.is_folder else None
+            )
+            if text is not None:
+                found.append(_commit_of(f"{folder}/{entry.name}", text))
+        return found
+
+    def _live(self, model_key: str) -> list[Commit]:
+        """The commits that no other one has replaced."""
+        commits = self._commits(model_key)
+        replaced = {name for commit in commits for name in commit.replaces}
+        return [commit for commit in commits if commit.name not in replaced]
+
+    def _left_over(self, model_key: str) -> Iterator[str]:
+        """Folders that no reader needs: replaced, or never committed, and untouched for a day."""
+        live = {commit.name for commit in self._live(model_key)}
+        folder = self._key_folder(model_key)
+        for entry in files.entries(self._spark, folder):
+            if entry.name in live:
+                continue
+            age = files.youngest(self._spark, f"{folder}/{entry.name}")
+            if age is None or age > _LEFT_OVER_SECONDS:
+                yield entry.name
+
+    def _commit(
+        self, facts: DataFrame, model_key: str, append_id: str, replaces: Sequence[str]
+    ) -> Commit | None:
+        """Write a folder and its marker; None, and nothing left, where there are no facts."""
+        folder = f"{self._key_folder(model_key)}/{append_id}.{uuid.uuid4().hex[:8]}"
+        try:
+            if files.read_text(self._spark, f"{self.place}/{MARKER}") is None:
+                files.write_text(self._spark, f"{self.place}/{MARKER}", json.dumps(_KIND, indent=1) + "\n")
+            facts.select(*FACTS_SCHEMA.names).write.parquet(folder)
+            written = {e.name: e.bytes for e in files.entries(self._spark, folder) if not _is_hidden(e.name)}
+            commit = Commit(folder, written, 0, tuple(replaces))
+            count = self._spark.read.schema(FACTS_SCHEMA).parquet(*commit.paths()).count() if written else 0
+            if not count:
+                files.remove(self._spark, folder)
+                return None
+            files.write_text(self._spark, f"{folder}/{COMMIT}", _commit_text(commit, count))
+        except Exception as error:
+            raise StoreError(
+                f"the score store at {self.place} cannot be written: {innermost_cause(error)}; nothing that it holds "
+                "is lost, and finished scores wait in the work folder: mend it and run the same command again"
+            ) from error
+        return commit
+
+    def _compact(self, model_key: str, live: list[Commit], file_count: int) -> None:
+        paths = [path for commit in live for path in commit.paths()]
+        one_a_pair = reduced(self._spark.read.schema(FACTS_SCHEMA).parquet(*paths))
+        names = [commit.name for commit in live]
+        self._commit(one_a_pair.coalesce(file_count), model_key, append_id_of(names), replaces=names)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(("_", "."))
+
+
+def _commit_text(commit: Commit, facts: int) -> str:
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    content = {"facts": facts, "files": commit.files, "replaces": list(commit.replaces), "committed_at": now}
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _commit_of(folder: str, text: str) -> Commit:
+    found = _parsed(text, f"{folder}/{COMMIT}")
+    try:
+        sizes = {str(name): int(size) for name, size in found["files"].items()}
+        commit = Commit(folder, sizes, int(found["facts"]), tuple(found["replaces"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(
+            f"{folder}/{COMMIT} is not what this store writes ({error!r}); restore it, or delete its folder: its pairs "
+            "are then scored again"
+        ) from None
+    escaping = [name for name in sizes if "/" in name or _is_hidden(name)]
+    if escaping:
+        raise StoreError(f"{folder}/{COMMIT} names {escaping[0]!r}, which is no file of its own folder")
+    return commit
+
+
+def _parsed(text: str, place: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise StoreError(
+            f"{place} is damaged: expected a JSON object, found {text[:80]!r}; restore the file, or delete its folder: "
+            "what it held is then scored again"
+        )
+    return found

@@ -1,0 +1,89 @@
+"""Notes that a task leaves for its next attempt: the pairs it had in hand when its process died.
+
+A pair that kills its process would fail the job after as many attempts as Spark allows, on every rerun. So attempts
+narrow it down, each by what the one before left behind:
+
+    0   scores as always, and notes nothing
+    1   notes the keys of each window before it is scored, and forgets them when it is done
+    2   scores what was in hand then pair by pair, noting each
+    3+  gives up the pair that was in hand, alone, and goes on
+
+Notes are files in the run's folder where executors can write there, else on the node's own disk, where they help an
+attempt on the same node.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rerank_udf.identity import KEY_BYTES
+
+_LOCAL = "file:"
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Of one task (a partition of a wave): `folder` is its own."""
+
+    folder: str
+    held: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, keys: Iterable[bytes]) -> str:
+        """Note keys as in hand; the name to `forget` them by."""
+        name = uuid.uuid4().hex
+        system, folder = self._place()
+        system.create_dir(folder, recursive=True)
+        with system.open_output_stream(f"{folder}/{name}") as stream:
+            stream.write(b"".join(keys))
+        return name
+
+    def forget(self, name: str) -> None:
+        """They have been scored."""
+        system, folder = self._place()
+        system.delete_file(f"{folder}/{name}")
+
+    def left(self) -> list[list[bytes]]:
+        """What attempts before this one had in hand when they died: a list of keys for each note."""
+        from pyarrow import fs
+
+        system, folder = self._place()
+        found = system.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+        notes = []
+        for info in found:
+            if info.type != fs.FileType.File:
+                continue
+            with system.open_input_stream(info.path) as stream:
+                notes.append(_keys(stream.read()))
+        return [keys for keys in notes if keys]
+
+    def _place(self) -> tuple[Any, str]:
+        if "system" not in self.held:
+            self.held["system"], self.held["folder"] = _file_system(self.folder)
+        return self.held["system"], str(self.held["folder"])
+
+
+def _keys(content: bytes) -> list[bytes]:
+    """The keys of a note; a note that was cut short by the death of its writer says nothing."""
+    whole = len(content) - len(content) % KEY_BYTES
+    return [content[at : at + KEY_BYTES] for at in range(0, whole, KEY_BYTES)]
+
+
+def _file_system(folder: str) -> tuple[Any, str]:
+    """pyarrow's file system for a folder, and the folder in it; the node's own disk where it has none."""
+    from pyarrow import fs
+
+    local = fs.LocalFileSystem()
+    if folder.startswith((_LOCAL, "/")):
+        return local, folder.removeprefix(_LOCAL).replace("///", "/", 1)
+    try:
+        system, path = fs.FileSystem.from_uri(folder.replace("s3a://", "s3://", 1))
+        system.create_dir(path, recursive=True)
+    except (OSError, ValueError, NotImplementedError):
+        name = folder.rstrip("/").replace("://", "/").replace("/", "_")
+        return local, str(Path(tempfile.gettempdir()) / "rerank_udf_notes" / name)
+    return system, path

@@ -1,0 +1,95 @@
+"""Notes of what was in hand, and the attempts that narrow a killer down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from rerank_udf.engine import resolve_scorer
+from rerank_udf.identity import pair_key, text_key
+from rerank_udf.spark import cautious
+from rerank_udf.spark.cautious import Attempts, scored_cautiously
+from rerank_udf.spark.notes import Notes
+from rerank_udf.spark.scoring import windows
+
+KILLER = "passage 333"
+
+
+class Died(BaseException):
+    """Stands for the end of the process: nothing that comes after it in the process happens."""
+
+
+class Mortal:
+    """A scorer that dies of one passage."""
+
+    def __init__(self, scorer: Any) -> None:
+        self.scorer, self.pairs = scorer, 0
+
+    def score_pairs(self, queries: Any, passages: Any) -> Any:
+        if KILLER in passages.to_pylist():
+            raise Died
+        self.pairs += len(passages)
+        return self.scorer.score_pairs(queries, passages)
+
+
+@pytest.fixture(scope="module")
+def scorer(hash_model):
+    return resolve_scorer(hash_model).load()
+
+
+def task(count: int = 600) -> Iterator[pa.Table]:
+    passages = [f"passage {n}" for n in range(count)]
+    keys = [pair_key(text_key("q"), text_key(passage)) for passage in passages]
+    batch = pa.RecordBatch.from_pydict(
+        {"pair_key": pa.array(keys, pa.binary()), "query": ["q"] * count, "passage": passages}
+    )
+    return windows([batch], cautious.WINDOW_PAIRS)
+
+
+def attempt(scorer: Any, folder: Any, number: int) -> dict[bytes, str | None] | None:
+    """pair_key → reason of everything that an attempt yields; None where it died."""
+    found = {}
+    try:
+        for keys, pairs in scored_cautiously(scorer, task(), Attempts(str(folder), number)):
+            for row, key in enumerate(keys.to_pylist()):
+                found[key] = pairs.errors.get(row, (None,))[0]
+    except Died:
+        return None
+    return found
+
+
+def test_a_pair_that_kills_is_alone_found_and_given_up_by_the_fourth_attempt(scorer, tmp_path):
+    mortal = Mortal(scorer)
+    assert attempt(mortal, tmp_path, 1) is None
+    assert [len(keys) for keys in Notes(str(tmp_path)).left()] == [cautious.WINDOW_PAIRS]
+    assert attempt(mortal, tmp_path, 2) is None
+    assert sorted(len(keys) for keys in Notes(str(tmp_path)).left()) == [1, cautious.WINDOW_PAIRS]
+    found = attempt(mortal, tmp_path, 3)
+    assert found is not None
+    killer = pair_key(text_key("q"), text_key(KILLER))
+    assert {key: reason for key, reason in found.items() if reason} == {killer: "crashed_worker"}
+    assert len(found) == 600
+
+
+def test_an_attempt_that_nobody_killed_leaves_no_note(scorer, tmp_path):
+    found = attempt(scorer, tmp_path, 1)
+    assert found is not None
+    assert set(found.values()) == {None}
+    assert Notes(str(tmp_path)).left() == []
+
+
+def test_a_note_that_was_cut_short_names_only_whole_keys(tmp_path):
+    (tmp_path / "half").write_bytes(b"k" * 16 + b"x" * 7)
+    (tmp_path / "nothing").write_bytes(b"")
+    assert Notes(str(tmp_path)).left() == [[b"k" * 16]]
+
+
+def test_notes_of_another_kind_of_path_fall_back_to_the_nodes_own_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    notes = Notes("dbfs:/no/such/scheme/here")
+    notes.write([b"k" * 16])
+    assert Notes("dbfs:/no/such/scheme/here").left() == [[b"k" * 16]]
+    assert any(path.is_file() for path in tmp_path.rglob("*"))
