@@ -61,6 +61,7 @@ class RunReport:
     tokens_per_second: float = 0.0
     models_loaded: int = 0
     devices: list[str] = field(default_factory=list)
+    placement: str = ""
     store: dict[str, Any] = field(default_factory=dict)
     waves: list[dict[str, Any]] = field(default_factory=list)
     output: dict[str, str] = field(default_factory=dict)

@@ -34,6 +34,9 @@ class TreeCpu:
     def __sub__(self, before: TreeCpu) -> TreeCpu:
         return TreeCpu(self.driver - before.driver, self.jvm - before.jvm, self.workers - before.workers)
 
+    def __add__(self, more: TreeCpu) -> TreeCpu:
+        return TreeCpu(self.driver + more.driver, self.jvm + more.jvm, self.workers + more.workers)
+
 
 class CpuWatch:
     """CPU seconds of this process and all its descendants, those that have ended included.
@@ -177,25 +180,27 @@ def _add_task(cost: StageCost, metrics: dict[str, Any]) -> None:
 
 @dataclass
 class Phases:
-    """CPU and wall-clock seconds between marks, by name."""
+    """CPU and wall-clock seconds between marks, by name; a phase may come several times. `begun`: (moment, name)."""
 
     watch: CpuWatch
     cpu: dict[str, TreeCpu] = field(default_factory=dict)
-    begun: dict[str, float] = field(default_factory=dict)
+    begun: list[tuple[float, str]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def measured(self, name: str, block: Any) -> Iterator[None]:
         """Run the context manager `block` as the phase `name`."""
-        before, self.begun[name], clock = self.watch.read(), time.time(), time.perf_counter()
+        before, clock = self.watch.read(), time.perf_counter()
+        self.begun.append((time.time(), name))
         with block:
             yield
-        self.seconds[name] = time.perf_counter() - clock
-        self.cpu[name] = self.watch.read() - before
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - clock
+        used = self.watch.read() - before
+        self.cpu[name] = self.cpu[name] + used if name in self.cpu else used
 
     def of(self, moment: float) -> str:
         """The phase that had begun last at `moment` (seconds since the epoch)."""
-        earlier = [name for name, begun in self.begun.items() if begun <= moment + 0.002]
-        return max(earlier, key=lambda name: self.begun[name], default="before")
+        earlier = [mark for mark in self.begun if mark[0] <= moment + 0.002]
+        return max(earlier, default=(0.0, "before"))[1]
 
 
 # --- the scorer ---

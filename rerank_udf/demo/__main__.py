@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from rerank_udf.config import JobConfig, load_config
+from rerank_udf.config import JobConfig, load_config, parse_config
 from rerank_udf.errors import ConfigError, RerankError
 from rerank_udf.models import mini
 from rerank_udf.report import RunReport, clock
@@ -34,6 +35,7 @@ def run(console: Console) -> None:
 
     spark = job_session("rerank-udf demo")
     console.print(f"weights: {mini.manifest()['description']}\n", highlight=False)
+    shutil.rmtree(str(config.store_path()), ignore_errors=True)  # so that every demo tells the same story
     report = run_rerank(spark, config, console, command="make demo")
     tables = _tables(spark, config)
     console.print(_headline(spark, config, report, tables), highlight=False)
@@ -51,9 +53,34 @@ def run(console: Console) -> None:
     console.print(systems, highlight=False)
     folder = Path(config.run.report) / "evaluation"
     evaluation.write(folder)
+    for line in _again(spark, config):
+        console.print(line, highlight=False)
     console.print(f"report  {report.output['report']}    evaluation  {folder}", highlight=False)
     console.print(f"table   {report.output['path']}", highlight=False)
     console.print("yours   rerank-udf rerank --config conf/rerank.yaml --dry-run", highlight=False)
+
+
+def _again(spark: SparkSession, config: JobConfig) -> Iterator[str]:
+    """The same run again, and once more with one passage changed: a line each."""
+    from rerank_udf.spark.pipeline import run_rerank
+
+    text = (
+        "case when passage_id = (select min(passage_id) from p) then concat(passage, ' *') else passage end"
+    )
+    table = f"parquet.`{config.sources()['input.passages'].path}`"
+    changed = {
+        "sql": f"with p as (select * from {table}) select p.* except (passage), {text} as passage from p"
+    }
+    out = Path(str(config.output.reranked.path)).parent / "again"
+    for name, passages in (("unchanged:     ", None), ("1 text changed:", changed)):
+        raw = config.model_dump(mode="json")
+        raw["input"]["passages"] = passages or raw["input"]["passages"]
+        raw["store"]["path"] = config.store_path()
+        raw["output"] |= {"reranked": {"path": f"{out}/reranked"}, "rejects": {"path": f"{out}/rejects"}}
+        raw["run"]["report"] = f"{out}/report"
+        done = run_rerank(spark, parse_config(raw), Console(quiet=True), command="make demo")
+        loaded = "" if done.models_loaded else ", model not loaded"
+        yield f"again, {name} {done.pairs_scored:,} pairs scored{loaded}, {clock(sum(done.seconds.values()))}"
 
 
 def _tables(spark: SparkSession, config: JobConfig) -> dict[str, pd.DataFrame]:

@@ -32,6 +32,7 @@ from rerank_udf.spark.adoption import absorb, adopt
 from rerank_udf.spark.candidates import Prepared, Shape, prepare
 from rerank_udf.spark.lookup import KnownFacts, facts_of, known_facts
 from rerank_udf.spark.model import plan_for_job
+from rerank_udf.spark.placement import most_local_tasks, scoring_profile
 from rerank_udf.spark.progress import ScoringProgress
 from rerank_udf.spark.ranking import Outcome, check_fusion, nested, outcome, rejected
 from rerank_udf.spark.rows import StagedRows, stage_rows
@@ -203,6 +204,7 @@ def score_what_is_left(job: Job, folder: str, console: Console) -> StagedPairs:
         absorb(spark, job.store, key, job.work.scored)
 
     with report.phase("score"):
+        profile, report.placement = scoring_profile(spark)
         progress = ScoringProgress(spark, staged.left, console)
         minutes = job.config.store.wave_minutes
         scoring = Scoring(
@@ -215,7 +217,9 @@ def score_what_is_left(job: Job, folder: str, console: Console) -> StagedPairs:
             minutes * 60.0,
             progress,
             append,
-            waves_before=len(report.waves),
+            profile,
+            most_local_tasks(spark, job.plan),
+            len(report.waves),
         )
         with small_arrow_batches(spark, staged), progress.shown():
             scoring.run()

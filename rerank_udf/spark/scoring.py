@@ -28,6 +28,7 @@ from pyspark.sql import types as T
 from rerank_udf import tables
 from rerank_udf.spark import cautious
 from rerank_udf.spark.cautious import Attempts, scored_cautiously
+from rerank_udf.spark.placement import placed
 
 if TYPE_CHECKING:
     from rerank_udf.engine import ScoredPairs, Scorer
@@ -96,14 +97,16 @@ _loaded: _Loaded | None = None
 def process_scorer(plan: Loadable) -> tuple[Scorer, str]:
     """This process's scorer and its label `host/pid/device/load`; loaded once, kept until another plan comes.
 
-    The label's last part is new at every load, so that the number of distinct labels is the number of loads.
+    On a device that is leased to this process alone. The label's last part is new at every load, so that the number of
+    distinct labels is the number of loads.
     """
     global _loaded
     if _loaded is None or _loaded.plan != plan:
         _loaded = None  # frees the old model before the new one takes its memory
         gc.unfreeze()
-        scorer = plan.load()
-        device = str(scorer.describe()["device"]).replace("/", "-")
+        here, leased = placed(plan)
+        scorer = here.load()
+        device = str(leased or scorer.describe()["device"]).replace("/", "-")
         label = f"{socket.gethostname()}/{os.getpid()}/{device}/{uuid.uuid4().hex[:8]}"
         _loaded = _Loaded(plan, scorer, label)
         gc.freeze()  # Spark collects garbage after every task: not through the model and its libraries
@@ -133,7 +136,7 @@ def score_in_arrow(
 
     def score(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         again = attempts is not None and attempts.number() > 0
-        gathered = windows(batches, cautious.WINDOW_PAIRS if again else WINDOW_PAIRS)
+        gathered = windows(batches, cautious.WINDOW_PAIRS if again else None)
         first = next(gathered, None)
         if first is None:
             return
@@ -170,28 +173,29 @@ def _texts(
         yield window.column(tables.QUERY), window.column(tables.PASSAGE)
 
 
-def windows(batches: Iterable[pa.RecordBatch], pairs: int = WINDOW_PAIRS) -> Iterator[pa.Table]:
-    """Consecutive batches gathered to at least `pairs` rows or WINDOW_BYTES; empty ones vanish.
+def windows(batches: Iterable[pa.RecordBatch], pairs: int | None = None) -> Iterator[pa.Table]:
+    """Consecutive batches gathered to at least WINDOW_PAIRS rows or WINDOW_BYTES; empty ones vanish.
 
-    A batch has as many rows as Spark gives it; where that is more than WINDOW_PAIRS are wanted at once, it is cut.
+    `pairs`: fewer than that, for a window; then batches, which have as many rows as Spark gives them, are cut.
     """
     held: list[pa.RecordBatch] = []
     rows = size = 0
+    wanted = WINDOW_PAIRS if pairs is None else pairs
     for batch in _cut(batches, pairs):
         held.append(batch)
         rows += batch.num_rows
         size += batch.nbytes
-        if rows >= pairs or size >= WINDOW_BYTES:
+        if rows >= wanted or size >= WINDOW_BYTES:
             yield pa.Table.from_batches(held)
             held, rows, size = [], 0, 0
     if held:
         yield pa.Table.from_batches(held)
 
 
-def _cut(batches: Iterable[pa.RecordBatch], pairs: int) -> Iterator[pa.RecordBatch]:
-    """Batches of at least one row; of at most `pairs` where windows are to be smaller than usual."""
+def _cut(batches: Iterable[pa.RecordBatch], most: int | None) -> Iterator[pa.RecordBatch]:
+    """Batches of at least one row, and of at most `most`."""
     for batch in batches:
-        step = max(1, batch.num_rows) if pairs >= WINDOW_PAIRS else pairs
+        step = most or max(1, batch.num_rows)
         for start in range(0, batch.num_rows, step):
             yield batch.slice(start, step)
 

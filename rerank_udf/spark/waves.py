@@ -76,7 +76,8 @@ class WaveFacts:
 class Scoring:
     """One run's scoring: what is staged, by whom it is scored, where results go.
 
-    `appended` is called with the wave after its files are written.
+    `appended` is called with the wave after its files are written. `profile`: the ResourceProfile of scoring tasks.
+    `most_tasks`: so many may run at once, where Spark itself knows of no devices. `waves_before`: of earlier rounds.
     """
 
     spark: SparkSession
@@ -89,25 +90,30 @@ class Scoring:
     progress: ScoringProgress
     appended: Callable[[Wave], None]
     profile: Any = None
+    most_tasks: int | None = None
     waves_before: int = 0
     facts: list[WaveFacts] = field(default_factory=list)
 
     def run(self) -> None:
         """Score every bucket; what finished before an error is there for `adoption`, and the error is raised."""
         waves = WavePlanner(self.staged.sizes, slots(self.spark), self.wave_seconds, self.waves_before)
-        with ThreadPoolExecutor(_UNDER_WAY) as scorers, ThreadPoolExecutor(1) as appender:
+        at_once = _UNDER_WAY if self.most_tasks is None else 1
+        with ThreadPoolExecutor(at_once) as scorers, ThreadPoolExecutor(1) as appender:
             try:
-                self._drive(waves, scorers, appender)
+                self._drive(waves, at_once, scorers, appender)
             except BaseException:
                 self.spark.sparkContext.cancelJobGroup(self.run_id)
                 raise
 
-    def _drive(self, waves: WavePlanner, scorers: ThreadPoolExecutor, appender: ThreadPoolExecutor) -> None:
+    def _drive(
+        self, waves: WavePlanner, at_once: int, scorers: ThreadPoolExecutor, appender: ThreadPoolExecutor
+    ) -> None:
         under_way: dict[Future[Any], Wave] = {}
         appends: list[Future[None]] = []
         while True:
-            while len(under_way) < _UNDER_WAY and (wave := waves.next()) is not None:
-                under_way[scorers.submit(self._score, wave, waves.tasks(wave))] = wave
+            while len(under_way) < at_once and (wave := waves.next()) is not None:
+                tasks = min(waves.tasks(wave), self.most_tasks or wave.pairs)
+                under_way[scorers.submit(self._score, wave, tasks)] = wave
             if not under_way:
                 break
             done, _ = wait(under_way, return_when=FIRST_COMPLETED)

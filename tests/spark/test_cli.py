@@ -107,7 +107,7 @@ def test_a_dry_run_estimates_and_writes_nothing(run, job, tmp_path, monkeypatch)
     monkeypatch.setattr(scoring, "process_scorer", None)  # whoever loads a model fails
     code, out, err = run("rerank", "--config", job, "--dry-run", "--set", "ranking.depth=5")
     assert (code, err) == (0, "")
-    assert "24 in · 15 distinct to score" in out
+    assert "24 in · 15 distinct · 0 in the store · 15 to score" in out
     assert "9 rows beyond it" in out
     assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
 
@@ -227,6 +227,39 @@ def test_evaluate_before_any_run_says_so(run, job, inputs):
     code, _, err = run("evaluate", "--config", job, "--set", f"evaluation.qrels.path={inputs / 'qrels'}")
     assert code == 2
     assert "nothing published at" in err
+
+
+def test_the_store_is_counted_checked_compacted_and_forgotten(run, spark, job, tmp_path):
+    assert run("store", "stats", "--config", str(job))[:2] == (0, "the store is empty\n")
+    for length in (512, 20, 20):
+        assert run("rerank", "--config", str(job), "--set", f"model.max_length={length}")[0] == 0
+    code, out, _ = run("store", "stats", "--config", str(job), "--json")
+    found = json.loads(out)
+    assert (code, [one["facts"] for one in found]) == (0, [24, 24])
+    code, out, _ = run("store", "stats", "--config", str(job))
+    assert all(one["model_key"] in out for one in found)
+    assert run("store", "verify", "--config", str(job))[:2] == (0, "every file is sound\n")
+    assert run("store", "compact", "--config", str(job))[0] == 0
+
+    keep = found[0]["model_key"]
+    code, _, error = run("store", "vacuum", "--config", str(job), "--keep", "mistyped")
+    assert code == 2
+    assert f"--keep mistyped: the store has no such model_key; it has {found[0]['model_key']}" in error
+    code, out, _ = run("store", "vacuum", "--config", str(job), "--keep", keep, "--dry-run")
+    assert code == 0
+    assert found[1]["model_key"] in out
+    assert "--dry-run: nothing was changed" in out
+    assert len(json.loads(run("store", "stats", "--config", str(job), "--json")[1])) == 2
+    assert run("store", "vacuum", "--config", str(job), "--keep", keep)[0] == 0
+    left = json.loads(run("store", "stats", "--config", str(job), "--json")[1])
+    assert [one["model_key"] for one in left] == [keep]
+
+    (part,) = (tmp_path / "reranked_store/facts" / keep).glob("*/part-*.parquet")
+    part.write_bytes(part.read_bytes()[:-20])
+    code, out, error = run("store", "verify", "--config", str(job))
+    assert code == 1
+    assert part.name in out
+    assert "1 damaged" in error
 
 
 def test_convert_writes_what_the_job_reads(run, tmp_path):

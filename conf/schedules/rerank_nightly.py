@@ -1,0 +1,42 @@
+"""An Airflow DAG: rerank last night's candidates, one published table a date.
+
+Copy it into the DAGs folder and set the paths. The provider is apache-airflow-providers-apache-spark; the connection
+`spark_default` names the cluster. A retry is the same command again: what was scored before the failure is in the store,
+so it goes on where it stopped, and a task that is cleared by hand scores nothing twice. `max_active_runs` may be more
+than one: runs share a store.
+"""
+
+from __future__ import annotations
+
+import datetime
+
+from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+from airflow.sdk import DAG
+
+CODE = "/opt/rerank_udf"  # a checkout: jobs/ and conf/
+WHEEL = "/opt/rerank_udf/dist/rerank_udf.zip"  # the wheel, copied to a name that --py-files takes
+
+with DAG(
+    dag_id="rerank_nightly",
+    schedule="30 2 * * *",
+    start_date=datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
+    catchup=False,
+    max_active_runs=1,
+    default_args={"retries": 3, "retry_delay": datetime.timedelta(minutes=10)},
+    tags=["reranking"],
+):
+    SparkSubmitOperator(
+        task_id="rerank",
+        conn_id="spark_default",
+        application=f"{CODE}/jobs/rerank.py",
+        py_files=WHEEL,
+        properties_file=f"{CODE}/conf/spark/yarn.conf",
+        application_args=[
+            "--config",
+            f"{CODE}/conf/rerank.yaml",
+            "--set",
+            "output.reranked.run_date={{ ds }}",
+            "--set",
+            "input.candidates.where=dt = '{{ ds }}'",
+        ],
+    )
