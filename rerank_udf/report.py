@@ -43,6 +43,7 @@ class RunReport:
     config: dict[str, Any]
     inputs: dict[str, str]
     seed: int
+    input_versions: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)

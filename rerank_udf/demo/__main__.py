@@ -53,8 +53,8 @@ def run(console: Console) -> None:
     console.print(systems, highlight=False)
     folder = Path(config.run.report) / "evaluation"
     evaluation.write(folder)
-    for line in _again(spark, config):
-        console.print(line, highlight=False)
+    for told in _again(spark, config):
+        console.print(told, highlight=False)
     console.print(f"report  {report.output['report']}    evaluation  {folder}", highlight=False)
     console.print(f"table   {report.output['path']}", highlight=False)
     console.print("yours   rerank-udf rerank --config conf/rerank.yaml --dry-run", highlight=False)

@@ -11,6 +11,9 @@ from pyspark.sql import DataFrame, SparkSession
 
 from rerank_udf.config import Source
 from rerank_udf.errors import InputError
+from rerank_udf.lake.catalog import provider_of, quoted_table
+from rerank_udf.lake.delta import DeltaTable
+from rerank_udf.lake.iceberg import IcebergTable
 
 # CSV as RFC 4180 has it: a header line, quotes doubled inside quotes, line breaks allowed in quoted text. A cell with
 # nothing in it is null and "" is the empty text, which Spark tells apart only where null has a spelling of its own. A
@@ -23,7 +26,7 @@ _CSV_DEFAULTS = {
     "mode": "FAILFAST",
 }
 
-
+_TIME_TRAVEL = {"versionasof", "timestampasof", "snapshot-id", "as-of-timestamp", "branch", "tag"}
 _BAD_CSV = re.compile(r"\[MALFORMED_CSV_RECORD\] (.*)")
 _BAD_LINE = re.compile(r"\[MALFORMED_RECORD_IN_PARSING[^\]]*\] (.*)")
 
@@ -33,9 +36,17 @@ def read_source(spark: SparkSession, source: Source, label: str) -> DataFrame:
 
     Raises InputError: no such path or table, an empty folder, SQL that does not parse, a `where` that does not fit.
     """
+    return read_versioned(spark, source, label)[0]
+
+
+def read_versioned(spark: SparkSession, source: Source, label: str) -> tuple[DataFrame, str | None]:
+    """The same with the table's version (see source_version), held to it whatever is committed while it is read."""
     try:
         frame = _load(spark, source)
-        return frame.where(source.where) if source.where else frame
+        version = source_version(spark, source)
+        if version is not None:
+            frame = _load_version(spark, source, version)
+        return frame.where(source.where) if source.where else frame, version
     except AnalysisException as error:
         raise InputError(f"{label} ({source}): {_reason(error, source)}") from None
     except PySparkException as error:
@@ -46,6 +57,28 @@ def read_source(spark: SparkSession, source: Source, label: str) -> DataFrame:
         raise InputError(
             f"{label} ({source}): this Spark cannot read {source.format}; add its package (spark.jars.packages)"
         ) from None
+
+
+def source_version(spark: SparkSession, source: Source) -> str | None:
+    """The version of a Delta table or the snapshot of an Iceberg table as of now; None for anything else.
+
+    None too where the source's options say which one is meant, and for an Iceberg table without a snapshot.
+    """
+    if source.sql or any(name.lower() in _TIME_TRAVEL for name in source.options):
+        return None
+    found: int | None = None
+    if source.table:
+        provider = provider_of(spark, source.table)
+        if provider == "delta":
+            found = DeltaTable(spark, table=source.table).version()
+        if provider == "iceberg":
+            found = IcebergTable(spark, source.table).snapshot()
+    elif source.format == "delta":
+        found = DeltaTable(spark, path=source.path).version()
+    elif source.format == "iceberg":
+        rows = spark.read.format("iceberg").load(f"{source.path}#refs").where("name = 'main'").collect()
+        found = rows[0]["snapshot_id"] if rows else None
+    return None if found is None else str(found)
 
 
 @contextmanager
@@ -90,6 +123,12 @@ def _load(spark: SparkSession, source: Source) -> DataFrame:
         return spark.table(source.table)
     options = {**_CSV_DEFAULTS, **source.options} if source.format == "csv" else source.options
     return spark.read.format(source.format).options(**options).load(source.path)
+
+
+def _load_version(spark: SparkSession, source: Source, version: str) -> DataFrame:
+    if source.table:
+        return spark.sql(f"select * from {quoted_table(source.table)} version as of {version}")
+    return spark.read.format(source.format).options(**source.options, versionAsOf=version).load(source.path)
 
 
 def _reason(error: AnalysisException, source: Source) -> str:

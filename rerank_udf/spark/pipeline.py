@@ -25,7 +25,7 @@ from rerank_udf.config import JobConfig
 from rerank_udf.engine import ScorerPlan
 from rerank_udf.errors import InputError, RerankError, TooManyRejectsError
 from rerank_udf.lake import files, targets, versions
-from rerank_udf.lake.sources import bad_lines_told, is_text_typed, read_source
+from rerank_udf.lake.sources import bad_lines_told, is_text_typed, read_source, source_version
 from rerank_udf.lake.store import ScoreStore, open_store
 from rerank_udf.report import RunReport, new_report
 from rerank_udf.spark.adoption import absorb, adopt
@@ -60,6 +60,8 @@ def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command
         prepared = read_and_prepare(spark, config)
         plan = plan_for_job(spark, config.model)
         report.model, report.model_key = _model_facts(plan), plan.model_key
+        _check_target(spark, config, prepared)
+        report.input_versions = _input_versions(spark, config)
         store = open_store(spark, config.store, config.store_path())
         work = Workplace(spark, config.work_path(), plan.model_key, run_id)
         work.clear_away_the_dead()
@@ -116,6 +118,23 @@ def read_and_prepare(spark: SparkSession, config: JobConfig) -> Prepared:
     prepared = prepare(candidates, queries, passages, shape)
     check_fusion(config.ranking.fusion, prepared)
     return prepared
+
+
+def _check_target(spark: SparkSession, config: JobConfig, prepared: Prepared) -> None:
+    """Raise InputError where the result could not be published in the end: other columns, say, or no such mode."""
+    result = outcome(prepared.rows, Scored(None, None).as_one(prepared.rows), config.ranking)
+    targets.check(spark, _as_published(result, config).schema, config.output.reranked)
+
+
+def _as_published(decided: Outcome, config: JobConfig) -> DataFrame:
+    table = decided.reranked()
+    return nested(table) if config.output.layout == "nested" else table
+
+
+def _input_versions(spark: SparkSession, config: JobConfig) -> dict[str, str]:
+    """Of the inputs that have versions (Delta, Iceberg): the one that stands now, by the setting's name."""
+    found = {name: source_version(spark, source) for name, source in config.sources().items()}
+    return {name: version for name, version in found.items() if version is not None}
 
 
 def _model_facts(plan: ScorerPlan) -> dict[str, Any]:
@@ -322,10 +341,12 @@ def publish(job: Job, decided: Outcome) -> None:
     decided.rejects().write.mode("overwrite").parquet(config.output.rejects.path)
     report.output["rejects"] = config.output.rejects.path
     _refuse_too_many(job.spark, config, report)
-    table = decided.reranked()
-    table = nested(table) if config.output.layout == "nested" else table
+    table = _as_published(decided, config)
     facts = {"run_id": report.run_id, "model_key": report.model_key, "rows": report.ranked}
-    report.output.update(targets.publish(job.spark, table, config.output.reranked, report.run_id, facts))
+    queries = decided.rows.select(tables.QUERY_ID).where(F.col(tables.QUERY_ID).isNotNull()).distinct()
+    report.output.update(
+        targets.publish(job.spark, table, config.output.reranked, report.run_id, facts, queries)
+    )
 
 
 def _stop_if_too_many_rejects(

@@ -26,6 +26,7 @@ from rerank_udf.engine.capability import resolve_device
 from rerank_udf.errors import ModelError
 from rerank_udf.machine import task_threads
 from rerank_udf.models import ModelFiles
+from rerank_udf.spark.session import slots
 
 if TYPE_CHECKING:
     from rerank_udf.spark.scoring import Loadable
@@ -133,13 +134,18 @@ def _version(text: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def scoring_slots(slots: int, settings: Mapping[str, str], profiled: bool) -> int:
-    """Of so many `slots` (cores), how many tasks score at once: fewer where each takes a GPU, by profile or setting."""
+def scoring_slots(spark: SparkSession, profile: ResourceProfile | None) -> int:
+    """How many scoring tasks run at once, as far as the session knows; `profile` as `scoring_profile` gave it."""
+    return gpu_slots(slots(spark), _settings(spark), profile is not None)
+
+
+def gpu_slots(cores_in_all: int, settings: Mapping[str, str], profiled: bool) -> int:
+    """Tasks at once on so many cores, where each takes a GPU: by a profile, else as many as `settings` say."""
     gpus, cores = _amount(settings, EXECUTOR_GPUS), _amount(settings, EXECUTOR_CORES)
     each = 1.0 if profiled else _amount(settings, TASK_GPUS)
     if not gpus or not cores or not each:
-        return slots
-    return max(1, min(slots, int(slots / cores * gpus / each)))
+        return cores_in_all
+    return max(1, min(cores_in_all, int(cores_in_all / cores * gpus / each)))
 
 
 def most_local_tasks(spark: SparkSession, plan: Loadable) -> int | None:

@@ -26,9 +26,10 @@ from rerank_udf.spark.lookup import KNOWN, KnownFacts, is_shuffled, with_known
 BUCKET = "bucket"
 PLACE = "place"
 MAX_PAIRS_PER_PASSAGE = 4096
-_FEWEST_PAIRS_PER_BUCKET = 4096
+_FEWEST_PAIRS_PER_BUCKET = 8192
 _MOST_BUCKETS = 512
 _IN_STORE = -1
+_BUCKETS_PER_TASK = 4
 _ROWS_PER_TASK = 1_000_000
 # Of the queries' files, by Spark's own estimate: their texts are then sent to every executor.
 _BROADCAST_BYTES = 64 << 20
@@ -71,7 +72,7 @@ def stage_pairs(
     by_bucket = {row[BUCKET]: row["count"] for row in pairs.groupBy(BUCKET).count().collect()}
     known = by_bucket.pop(_IN_STORE, 0)
     pairs = pairs.where(F.col(BUCKET) != _IN_STORE)
-    passages = _passages(pairs, prepared.passages, len(by_bucket))
+    passages = _passages(pairs, prepared.passages, writing_tasks(len(by_bucket), row_count))
     if by_bucket:
         passages.write.partitionBy(BUCKET).parquet(f"{folder}/passages")
         passages = spark.read.schema(passages.schema).parquet(f"{folder}/passages")
@@ -81,6 +82,11 @@ def stage_pairs(
 def bucket_count(pairs: int) -> int:
     """How many buckets so many pairs are staged in: enough to size waves by, none of them a crumb."""
     return max(1, min(_MOST_BUCKETS, pairs // _FEWEST_PAIRS_PER_BUCKET))
+
+
+def writing_tasks(buckets: int, rows: int) -> int:
+    """How many tasks write so many buckets of so many rows: some buckets each, while those are small."""
+    return max(1, math.ceil(buckets / _BUCKETS_PER_TASK), math.ceil(rows / _ROWS_PER_TASK))
 
 
 def _keys(rows: DataFrame) -> DataFrame:
@@ -100,7 +106,7 @@ def _left(
 ) -> DataFrame:
     """(bucket, place, pair_key, query): each distinct pair once; those that are known with nothing but a bucket."""
     buckets = bucket_count(row_count)
-    tasks = max(buckets, math.ceil(row_count / _ROWS_PER_TASK))
+    tasks = writing_tasks(buckets, row_count)
     placed = _placed(keys, hot).withColumn(BUCKET, _bucket(buckets)).drop(tables.PASSAGE_KEY)
     shuffled = is_shuffled(row_count, store)
     # One exchange serves finding duplicates, and either writing by bucket or looking up by key.
@@ -150,12 +156,12 @@ def _with_queries(pairs: DataFrame, queries: DataFrame) -> tuple[DataFrame, bool
     return found, not small
 
 
-def _passages(pairs: DataFrame, passages: DataFrame, buckets: int) -> DataFrame:
+def _passages(pairs: DataFrame, passages: DataFrame, tasks: int) -> DataFrame:
     """(place, passage, bucket) of the places in `pairs`, each once; other passages are dropped before they travel."""
     key = F.substring(F.col(PLACE), 1, KEY_BYTES)
     used = pairs.select(BUCKET, PLACE, key.alias("_key")).distinct()
     texts = passages.join(used, F.col(tables.PASSAGE_KEY) == F.col("_key"))
-    laid = texts.select(PLACE, tables.PASSAGE, BUCKET).repartition(max(1, buckets), BUCKET)
+    laid = texts.select(PLACE, tables.PASSAGE, BUCKET).repartition(tasks, BUCKET)
     return laid.dropDuplicates([BUCKET, PLACE])
 
 

@@ -21,7 +21,14 @@ from rerank_udf.engine.leases import Device
 from rerank_udf.errors import ModelError
 from rerank_udf.models import resolve_model
 from rerank_udf.spark import placement
-from rerank_udf.spark.placement import most_local_tasks, placed, scoring_profile, task_cpus
+from rerank_udf.spark.placement import (
+    gpu_slots,
+    most_local_tasks,
+    placed,
+    scoring_profile,
+    scoring_slots,
+    task_cpus,
+)
 from rerank_udf.spark.scoring import LoadedOnExecutor
 
 REPOSITORY = Path(__file__).parents[2]
@@ -90,6 +97,22 @@ def test_a_local_session_has_none(spark):
     profile, reason = scoring_profile(spark)
     assert profile is None
     assert "local master" in reason
+    assert scoring_slots(spark, None) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "profiled", "at_once"),
+    [
+        (GPUS, True, 8),  # four executors of eight cores, two GPUs each
+        (GPUS, False, 32),  # tasks take no GPU at all
+        ({**GPUS, "spark.task.resource.gpu.amount": "1"}, False, 8),
+        ({**GPUS, "spark.task.resource.gpu.amount": "0.125"}, False, 32),
+        ({"spark.executor.resource.gpu.amount": "2"}, True, 32),  # of unknown size
+        ({}, False, 32),
+    ],
+)
+def test_how_many_tasks_score_at_once_on_32_cores(settings, profiled, at_once):
+    assert gpu_slots(32, settings, profiled) == at_once
 
 
 # --- the lease of a worker ---
@@ -228,9 +251,9 @@ def score(batches):
         }
         yield pa.RecordBatch.from_arrays([pa.array([json.dumps(told)])], ["told"])
 
-frame = spark.range(4, numPartitions=4)
-rows = frame.mapInArrow(score, "told string", profile=profile).collect()
-Path(folder, "answer.json").write_text(json.dumps({"reason": reason, "told": [json.loads(r["told"]) for r in rows]}))
+frame = spark.range(0, 400, numPartitions=3).repartition(4, "id")
+frame.mapInArrow(score, "told string", profile=profile).write.text(folder + "/told")
+Path(folder, "reason").write_text(reason)
 spark.stop()
 """
 
@@ -256,10 +279,10 @@ def test_on_a_cluster_each_of_four_tasks_has_a_device_even_after_a_worker_was_ki
         command, env=around | own, capture_output=True, text=True, timeout=300, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    answer = json.loads((tmp_path / "answer.json").read_text())
-    assert answer["reason"].startswith("a scoring task takes 1 of its executor's 2 GPUs and 2 of its 4 cores")
-    told = sorted(answer["told"], key=lambda task: task["partition"])
-    assert len(told) == 4
+    reason = (tmp_path / "reason").read_text()
+    assert reason.startswith("a scoring task takes 1 of its executor's 2 GPUs and 2 of its 4 cores")
+    told = [json.loads(file.read_text()) for file in (tmp_path / "told").glob("part-*")]
+    assert sorted(task["partition"] for task in told) == [0, 1, 2, 3]
     assert {task["device"] for task in told} == {f"fake-{name}" for name in range(4)}
     assert len({task["pid"] for task in told}) == 4
     assert {len(task["addresses"]) for task in told} == {1}

@@ -144,7 +144,7 @@ def test_buckets_and_the_layout_of_a_wave_do_not_fall_together(spark):
     assert tasks.distinct().count() > 8
 
 
-@pytest.mark.parametrize(("pairs", "buckets"), [(0, 1), (4095, 1), (8192, 2), (10**6, 244), (10**9, 512)])
+@pytest.mark.parametrize(("pairs", "buckets"), [(0, 1), (8191, 1), (16384, 2), (10**6, 122), (10**9, 512)])
 def test_there_are_enough_buckets_to_size_waves_by(pairs, buckets):
     assert bucket_count(pairs) == buckets
 
