@@ -1,6 +1,7 @@
 # make demo    sets everything up and reranks the embedded multilingual FAQ      (first time: some minutes)
 # make test    sets everything up and runs the tests
-# make faults  kills jobs at random moments, on a standalone cluster too (RERANK_UDF_KILLS=20: the whole suite, an hour and more)
+# make test-long   the lake formats, S3, a standalone cluster, and jobs that are killed at random moments (half an hour;
+#                  with RERANK_UDF_KILLS=20 the whole fault suite)
 # make setup   only the set-up: .venv in this checkout
 # make lint    ruff, mypy, import rules
 # make reference / golden   the pinned reference environment; new golden scores from it
@@ -15,7 +16,7 @@ REFERENCE := .venv-reference
 TEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help setup demo test faults lint reference golden bench wheel clean java
+.PHONY: help setup demo test test-long lint reference golden bench wheel clean java
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
 
@@ -42,8 +43,8 @@ demo: java $(STAMP)
 test: java $(STAMP)
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
-faults: java $(STAMP)
-	$(BIN)/python -m pytest -m "slow and cluster" tests/cluster $(TEST_ARGS)
+test-long: java $(STAMP)
+	$(BIN)/python -m pytest -m "slow and (cluster or lake)" tests/cluster tests/spark $(TEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

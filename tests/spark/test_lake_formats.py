@@ -24,6 +24,8 @@ from rerank_udf.lake import targets
 from rerank_udf.lake.catalog import full_parts, provider_of
 from rerank_udf.lake.sources import read_source, read_versioned, source_version
 
+pytestmark = [pytest.mark.lake, pytest.mark.slow]
+
 RANKED = "query_id string, passage_id string, rank int, score double, logit float, source string"
 NESTED = "query_id string, passages array<struct<rank: int, passage_id: string, score: double>>"
 DAY, NEXT_DAY = "2026-01-30", "2026-01-31"

@@ -54,6 +54,9 @@ class Place:
         return str(self.settings.table) if self.settings.table else f"delta.`{self.folder}`"
 
 
+pytestmark = [pytest.mark.lake, pytest.mark.slow]
+
+
 def _delta_commit(path: Path) -> dict[str, Any]:
     actions = [json.loads(line) for line in path.read_text().splitlines()]
     ids = [action["txn"]["appId"].removeprefix("rerank_udf/") for action in actions if "txn" in action]
