@@ -386,7 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("RERANK_UDF_DEBUG"):
             raise
-        told = _worker_error(error)
+        told = _worker_error(error) or _place_error(error)
         _fail(
             told or f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}", 1
         )
@@ -399,6 +399,16 @@ def _worker_error(error: Exception) -> str | None:
         if line.startswith(marker):
             return line.removeprefix(marker).split(": ", 1)[-1]
     return None
+
+
+def _place_error(error: Exception) -> str | None:
+    """A disk that is full, or where nothing may be written; None for anything else."""
+    from rerank_udf.lake.failures import place_failure
+
+    found = place_failure(error)
+    if found is None:
+        return None
+    return f"{found}; nothing was published, and finished scores are kept: mend it and run the same command again"
 
 
 def _fail(message: str, code: int) -> None:

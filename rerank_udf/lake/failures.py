@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+import re
+
+# What a disk, a file system or its rights say; wherever in a stack it stands, it is the cause.
+_PLACE = re.compile(
+    r"[^\n]*(?:No space left on device|Disk quota exceeded|Read-only file system|Permission denied|"
+    r"Mkdirs failed to create)[^\n]*"
+)
+_CAUSED = "Caused by: "
+_CLASS = re.compile(r"^(?:[\w$]+\.)+[\w$]+: ")
+_LONGEST = 300
+
 
 def innermost_cause(error: BaseException) -> str:
-    """The innermost cause in a message with Java stacks, on one line of at most 300 characters."""
+    """The cause in a message with Java stacks, on one line of at most 300 characters.
+
+    What a disk or its rights say, where one of them is to blame; else the innermost cause.
+    """
+    found = place_failure(error)
+    if found is not None:
+        return found
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    causes = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by: ")]
-    return (causes or lines or [type(error).__name__])[-1 if causes else 0][:300]
+    causes = [line.removeprefix(_CAUSED) for line in lines if line.startswith(_CAUSED)]
+    return (causes or lines or [type(error).__name__])[-1 if causes else 0][:_LONGEST]
+
+
+def place_failure(error: BaseException) -> str | None:
+    """What a disk or its rights say in a message with Java stacks; None where neither is to blame."""
+    found = _PLACE.findall(str(error))
+    return _CLASS.sub("", found[-1].strip().removeprefix(_CAUSED))[:_LONGEST] if found else None

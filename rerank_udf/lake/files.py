@@ -6,6 +6,7 @@ both at once. Needs a classic session (a JVM at hand), which every job has.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from dataclasses import dataclass
@@ -49,8 +50,13 @@ def write_text(spark: SparkSession, path: str, text: str) -> None:
     if local is not None:
         local.parent.mkdir(parents=True, exist_ok=True)
         partial = local.with_name(f".{local.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(local)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(local)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
         return
     system, target = _resolve(spark, path)
     if system.getScheme() in _OBJECT_STORES:

@@ -25,9 +25,9 @@ from rerank_udf import tables
 from rerank_udf.errors import RerankError
 from rerank_udf.spark.adoption import finished_files, read_scored
 from rerank_udf.spark.cautious import Attempts
+from rerank_udf.spark.placement import scoring_slots
 from rerank_udf.spark.progress import ScoringProgress
 from rerank_udf.spark.scoring import Loadable, co_partitioned, scored
-from rerank_udf.spark.session import slots
 from rerank_udf.spark.staging import BUCKET, PLACE, StagedPairs
 
 _PAIRS_PER_TASK = 20_000
@@ -96,7 +96,9 @@ class Scoring:
 
     def run(self) -> None:
         """Score every bucket; what finished before an error is there for `adoption`, and the error is raised."""
-        waves = WavePlanner(self.staged.sizes, slots(self.spark), self.wave_seconds, self.waves_before)
+        waves = WavePlanner(
+            self.staged.sizes, scoring_slots(self.spark, self.profile), self.wave_seconds, self.waves_before
+        )
         at_once = _UNDER_WAY if self.most_tasks is None else 1
         with ThreadPoolExecutor(at_once) as scorers, ThreadPoolExecutor(1) as appender:
             try:
@@ -165,7 +167,9 @@ class Scoring:
         laid_out = co_partitioned(pairs, passages, tasks, PLACE)
         attempts = Attempts(f"{self.notes}/{wave.name}", attempts_before)
         facts = scored(laid_out, self.plan, self.progress.pairs, self.progress.tokens, attempts, self.profile)
-        facts.write.option("mapreduce.fileoutputcommitter.algorithm.version", "2").parquet(place)
+        # A finished task's file is in place at once; S3A's own committers would show it when the whole job has ended.
+        writer = facts.write.option("mapreduce.fileoutputcommitter.algorithm.version", "2")
+        writer.option("fs.s3a.committer.name", "file").parquet(place)
 
 
 class WavePlanner:

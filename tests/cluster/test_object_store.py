@@ -26,7 +26,7 @@ from job_processes import DRIVER_JVM, DRIVER_PYTHON, Job, kill, wait_until
 from lake_readers import SNAPSHOTS, read_table
 from standalone import write_conf
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 BUCKET, SECRET = "lake", "5ecret-that-must-not-be-told"
 

@@ -78,8 +78,6 @@ def test_options_win_over_the_csv_defaults(spark, tmp_path):
         ({"sql": "select x from range(1)"}, "cannot be resolved"),
         ({"sql": "select 1 as a", "where": "b = 1"}, "cannot be resolved"),
         ({"sql": "select 1 as a", "where": "a ="}, "Syntax error"),
-        ({"path": "HERE", "format": "delta"}, "this Spark cannot read delta; add its package"),
-        ({"path": "HERE", "format": "iceberg"}, "this Spark cannot read iceberg; add its package"),
     ],
     ids=str,
 )

@@ -431,9 +431,8 @@ def is_read(variable: str) -> bool:
     """Whether this package reads the variable, or one of the libraries below it does."""
     if not variable.startswith("RERANK_UDF_"):
         return variable in ("HF_HOME", "TOKENIZERS_PARALLELISM", "CUDA_DEVICE_ORDER")
-    return any(
-        variable in file.read_text(encoding="utf-8") for file in (REPOSITORY / "rerank_udf").rglob("*.py")
-    )
+    sources = (file.read_text(encoding="utf-8") for file in (REPOSITORY / "rerank_udf").rglob("*.py"))
+    return any(re.search(rf"\b{variable}\b", source) for source in sources)
 
 
 @pytest.mark.parametrize("name", FILES)

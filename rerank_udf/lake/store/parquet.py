@@ -149,7 +149,9 @@ class ParquetStore:
     def _check_place(self) -> None:
         marker = files.read_text(self._spark, f"{self.place}/{MARKER}")
         if marker is None:
-            others = [e.name for e in files.entries(self._spark, self.place) if e.name != _WORK]
+            there = files.entries(self._spark, self.place)
+            # A name with a dot in front is half of a small file, from a run that died or a disk that was full.
+            others = [e.name for e in there if e.name != _WORK and not e.name.startswith(".")]
             if others:
                 raise StoreError(
                     f"store.path {self.place} holds {others[0]!r} and no {MARKER}: it is no score store; give a folder "

@@ -146,8 +146,8 @@ def reading(place: str, lake_format: str) -> Iterator[None]:
         raise StoreError(f"the score store at {place} cannot be read: {_no_package(lake_format)}") from None
     except Exception as error:
         raise StoreError(
-            f"the score store at {place} cannot be read: {innermost_cause(error)}; `rerank-udf store verify` names "
-            "damaged files"
+            f"the score store at {place} cannot be read: {innermost_cause(error)} (`rerank-udf store verify` names "
+            "damaged data files)"
         ) from error
 
 
