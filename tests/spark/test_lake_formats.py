@@ -399,6 +399,19 @@ def test_an_existing_tables_own_format_decides(spark, lake_formats):
             spark.sql(f"drop table {name}")
 
 
+def test_a_table_of_sparks_own_stays_what_it_is(spark):
+    spark.sql(f"create table own_orc ({RANKED}) using orc")
+    try:
+        targets.publish(spark, ranked(spark, ("q1", "p1")), Target(table="own_orc"), "run1", {})
+        targets.publish(
+            spark, ranked(spark, ("q2", "p1")), Target(table="own_orc", mode="append"), "run2", {}
+        )
+        assert provider_of(spark, "own_orc") == "orc"
+        assert held(spark.table("own_orc"), "query_id") == {("q1",), ("q2",)}
+    finally:
+        spark.sql("drop table own_orc")
+
+
 # --- readers ---
 
 
