@@ -179,14 +179,17 @@ def stats(config_path: str, overrides: tuple[str, ...], as_json: bool) -> None:
 def verify(config_path: str, overrides: tuple[str, ...]) -> None:
     """Read every file of the store; name the damaged ones and end with 1 where there are any."""
     damage = _store(config_path, overrides).verify()
-    rows = [(one.file, one.model_key, one.problem) for one in damage]
-    _print_rows(("file", "model_key", "problem"), rows, "every file is sound")
+    for one in damage:  # a line each and none cut short: a path is copied from it
+        _console().print(
+            f"{one.file}: {one.problem} (model_key {one.model_key})", soft_wrap=True, markup=False
+        )
     if damage:
         _fail(
             f"{len(damage)} damaged: bring the files back, or delete the folders they stand in (of a table: the rows); "
             "their pairs are then scored again",
             1,
         )
+    _console().print("every file is sound")
 
 
 @store.command()

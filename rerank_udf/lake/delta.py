@@ -5,6 +5,7 @@ Public SQL and writer options only, so that the same holds on Databricks, whose 
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ from rerank_udf.lake.catalog import provider_of, quoted_table
 LOG = "_delta_log"
 # What a session or a table may have set otherwise: an exchange before the write, and an overwrite of less than asked.
 _PLAIN_WRITE = {"optimizeWrite": "false", "partitionOverwriteMode": "static"}
+# Between Delta's making of the log's folder and its first version lies less than that.
+_CREATING_SECONDS = 10.0
 _FEW = 10  # commits that others may have made meanwhile, before more of the history is read
 _LOST_A_RACE = ("ConcurrentTransaction", "DELTA_CONCURRENT_TRANSACTION")
 
@@ -34,10 +37,31 @@ class DeltaTable:
         )
 
     def exists(self) -> bool:
-        """Whether there is a table (of a name: of whatever format)."""
+        """Whether there is a table (of a name: of whatever format).
+
+        Of a path: whether its log has a version. A creation that failed, on a full disk say, leaves the log's folder
+        without any; see `clear_failed_creation`.
+        """
         if self._path:
-            return LOG in files.children(self._spark, self._path)
+            return any(name[:1].isdigit() for name in files.children(self._spark, f"{self._path}/{LOG}"))
         return provider_of(self._spark, self.place) is not None
+
+    def clear_failed_creation(self) -> None:
+        """Remove a log without a version, which Delta itself takes for a table that it then cannot read.
+
+        Only the log's folder, and only once nothing has been written there for a while: another run may be creating
+        the table, and is waited for.
+        """
+        while self._path and not self.exists():
+            found = [entry for entry in files.entries(self._spark, self._path) if entry.name == LOG]
+            if not found:
+                return
+            written = files.youngest(self._spark, f"{self._path}/{LOG}")
+            own = time.time() - found[0].modified
+            if min(own, own if written is None else written) > _CREATING_SECONDS:
+                files.remove(self._spark, f"{self._path}/{LOG}")
+                return
+            time.sleep(1)
 
     def detail(self) -> Row:
         """`describe detail`: partitionColumns, properties, …"""
@@ -87,10 +111,19 @@ class DeltaTable:
             since = self._history(since[0]["version"] - before)
         return next((row for row in since if row["userMetadata"] == own), None)
 
-    def create(self, rows: DataFrame, partition: Sequence[Column], once: str) -> None:
-        """Make the table with its first rows, in one commit; raises where it is there already."""
-        writer = rows.writeTo(self.sql).using("delta").options(txnAppId=once, txnVersion="0", **_PLAIN_WRITE)
-        (writer.partitionedBy(*partition) if partition else writer).create()
+    def create(self, rows: DataFrame, partition: Sequence[str], once: str) -> None:
+        """Make the table with its first rows, in one commit; raises where it is there already.
+
+        By path with the plain writer: it goes by the log's versions alone, so that what a failed creation left, a log
+        without a version and files that no version names, is in nobody's way and needs no deleting.
+        """
+        options = {"txnAppId": once, "txnVersion": "0", **_PLAIN_WRITE}
+        if self._path:
+            writer = rows.write.format("delta").mode("errorifexists").options(**options)
+            writer.partitionBy(*partition).save(self._path)
+            return
+        table = rows.writeTo(self.sql).using("delta").options(**options)
+        (table.partitionedBy(*[F.col(name) for name in partition]) if partition else table).create()
 
     def _history(self, commits: int) -> list[Row]:
         return self._spark.sql(f"describe history {self.sql} limit {commits}").collect()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def write_text(spark: SparkSession, path: str, text: str) -> None:
     local = local_path(spark, path)
     if local is not None:
         local.parent.mkdir(parents=True, exist_ok=True)
-        partial = local.with_name(f".{local.name}.partial")
+        partial = local.with_name(f".{local.name}.{uuid.uuid4().hex[:8]}.partial")  # two may write it at once
         try:
             partial.write_text(text, encoding="utf-8")
             partial.replace(local)
@@ -62,7 +63,7 @@ def write_text(spark: SparkSession, path: str, text: str) -> None:
     if system.getScheme() in _OBJECT_STORES:
         _create(system, target, text)
         return
-    partial_path = _jvm(spark).org.apache.hadoop.fs.Path(f"{path}.partial")
+    partial_path = _jvm(spark).org.apache.hadoop.fs.Path(f"{path}.{uuid.uuid4().hex[:8]}.partial")
     _create(system, partial_path, text)
     context = _jvm(spark).org.apache.hadoop.fs.FileContext.getFileContext(target.toUri(), _hadoop_conf(spark))
     gateway: Any = spark.sparkContext._gateway

@@ -23,7 +23,7 @@ from rerank_udf.config import Target
 from rerank_udf.errors import InputError
 from rerank_udf.lake import files, versions
 from rerank_udf.lake.catalog import VIEW, first_difference, provider_of, quoted_table, types_of
-from rerank_udf.lake.delta import DeltaTable
+from rerank_udf.lake.delta import LOG, DeltaTable
 from rerank_udf.lake.iceberg import IcebergTable
 from rerank_udf.lake.merge import replace_queries
 from rerank_udf.lake.sources import first_line
@@ -52,9 +52,9 @@ class Publication:
         date = self.target.run_date
         return None if date is None else F.col(tables.RUN_DATE) == F.lit(date)
 
-    def partition(self) -> list[Column]:
+    def partition(self) -> list[str]:
         """What a new table is partitioned by."""
-        return [] if self.target.run_date is None else [F.col(tables.RUN_DATE)]
+        return [] if self.target.run_date is None else [tables.RUN_DATE]
 
 
 def publish(
@@ -184,7 +184,7 @@ def _existing(spark: SparkSession, target: Target) -> tuple[str, T.StructType] |
         if table.exists():
             return "delta", table.now().schema
         others = sorted(files.children(spark, target.path))
-        if others:
+        if others and LOG not in others:  # with it, a creation failed here
             raise InputError(
                 f"{_label(target)}: holds {others[0]!r} and is no Delta table; give a folder that is empty or does not "
                 "exist yet"
@@ -250,7 +250,7 @@ def _write_iceberg(spark: SparkSession, publication: Publication, existing: str 
     table = IcebergTable(spark, str(target.table))
     mark = (RUN_ID, publication.run_id)
     if existing is None:
-        table.create(publication.rows, publication.partition(), mark)
+        table.create(publication.rows, [F.col(name) for name in publication.partition()], mark)
     elif target.mode == "append":
         table.append(publication.rows, mark)
     elif target.mode == "merge":

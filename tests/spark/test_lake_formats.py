@@ -399,6 +399,21 @@ def test_an_existing_tables_own_format_decides(spark, lake_formats):
             spark.sql(f"drop table {name}")
 
 
+@pytest.mark.parametrize("left_over", [(), ("part-00000-x.snappy.parquet",)], ids=["log", "log and data"])
+def test_what_a_failed_creation_left_is_in_nobodys_way(spark, tmp_path, lake_formats, left_over):
+    """A disk that was full, or a kill, between Delta's making of the log's folder and its first version."""
+    lake_formats("delta")
+    out = tmp_path / "out"
+    (out / "_delta_log").mkdir(parents=True)
+    for name in left_over:
+        (out / name).write_bytes(b"half a file")
+    target = Target(path=str(out), format="delta")
+    targets.publish(spark, ranked(spark, ("q1", "p1")), target, "run1", {})
+    assert held(spark.read.format("delta").load(str(out)), "query_id") == {("q1",)}
+    assert [path.name for path in (out / "_delta_log").glob("*.json")] == [f"{0:020}.json"]
+    assert all((out / name).exists() for name in left_over)
+
+
 def test_a_table_of_sparks_own_stays_what_it_is(spark):
     spark.sql(f"create table own_orc ({RANKED}) using orc")
     try:

@@ -186,6 +186,12 @@ def test_facts_are_as_of_their_asking(spark, place):
     assert store.facts(MODEL) is None
 
 
+def plans_by_execution(spark):
+    found = spark._jsparkSession.sharedState().statusStore().executionsList()
+    executions = [found.apply(i) for i in range(found.size())]
+    return {one.executionId(): one.physicalPlanDescription() for one in executions}
+
+
 def test_an_append_adds_no_exchange_whatever_session_and_table_say(session_settings, place):
     spark, store = session_settings, place.open()
     store.append(facts(spark, range(3)), MODEL, "1" * 32)
@@ -195,8 +201,7 @@ def test_an_append_adds_no_exchange_whatever_session_and_table_say(session_setti
         spark.sql(
             f"alter table {place.settings.table} set tblproperties ('write.distribution-mode' = 'hash')"
         )
-    executions = spark._jsparkSession.sharedState().statusStore().executionsList
-    before = executions().size()
+    before = plans_by_execution(spark).keys()  # the list keeps the last thousand only
     numbers = spark.range(0, 700, 1, 7).select(
         F.unhex(F.substring(F.sha2(F.col("id").cast("string"), 256), 1, 32)).alias("pair_key"),
         (F.col("id") / 8).cast("float").alias("logit"),
@@ -204,8 +209,8 @@ def test_an_append_adds_no_exchange_whatever_session_and_table_say(session_setti
         (F.col("id") % 2 == 0).alias("truncated"),
     )
     assert store.append(numbers, OTHER, "2" * 32)
-    plans = [executions().apply(i).physicalPlanDescription() for i in range(before, executions().size())]
-    writes = [plan for plan in plans if "Range (0, 700" in plan]
+    since = {one: plan for one, plan in plans_by_execution(spark).items() if one not in before}
+    writes = [plan for plan in since.values() if "Range (0, 700" in plan]
     assert writes
     assert not any("Exchange" in plan or "Sort" in plan for plan in writes)
     assert place.commits()[-1]["added"] == 7  # a file a task
@@ -512,3 +517,17 @@ def test_delta_forgets_append_ids_after_thirty_days(spark, lake_formats, tmp_pat
     metadata = next(json.loads(line)["metaData"] for line in first.splitlines() if "metaData" in line)
     assert metadata["configuration"]["delta.setTransactionRetentionDuration"] == "interval 30 days"
     assert metadata["partitionColumns"] == ["model_key"]
+
+
+def test_a_delta_store_whose_creation_failed_is_created_again(spark, tmp_path, lake_formats):
+    lake_formats("delta")
+    log = tmp_path / "store/facts/_delta_log"
+    log.mkdir(parents=True)
+    os.utime(log, (1, 1))  # nobody is creating it now
+    store = open_store(spark, Store(path=str(tmp_path / "store"), format="delta"), str(tmp_path / "store"))
+    assert store.facts("a" * 32) is None
+    facts = spark.createDataFrame([(b"k" * 16, 1.0, 3, False)], FACTS_SCHEMA)
+    assert store.append(facts, "a" * 32, "1" * 32)
+    found = store.facts("a" * 32)
+    assert found is not None
+    assert [row["logit"] for row in found.collect()] == [1.0]

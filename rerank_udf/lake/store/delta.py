@@ -130,16 +130,24 @@ class DeltaStore:
             raise StoreError(f"{self.place} has {_MAPPING} on; a score store needs none: give another place")
 
     def _create(self) -> None:
-        """Two runs may do it at once; the slower one then sees half a table for a moment."""
-        for attempt in range(1, _CREATING + 1):
+        """Two runs may do it at once; the slower one then sees half a table for a moment.
+
+        Raises the first error: those that follow may only speak of what it left behind.
+        """
+        first: Exception | None = None
+        for attempt in range(_CREATING):
             if self._table.exists():
                 return
+            time.sleep(1 if attempt else 0)
             try:
+                self._table.clear_failed_creation()
+                if self._table.exists():
+                    return
                 self._spark.sql(create_statement(self._table.sql, "delta", _PROPERTIES))
-            except Exception:
-                if attempt == _CREATING:
-                    raise
-                time.sleep(1)
+            except Exception as error:
+                first = first or error
+        if first is not None and not self._table.exists():
+            raise first
 
     # --- files ---
 
