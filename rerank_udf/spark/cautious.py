@@ -57,9 +57,8 @@ def scored_cautiously(
             if set(held) <= given_up:
                 yield keys, _given_up(len(held))
                 continue
-            name = notes.write(held)
-            scored = scorer.score_pairs(part.column(tables.QUERY), part.column(tables.PASSAGE))
-            notes.forget(name)
+            with notes.noted(held):
+                scored = scorer.score_pairs(part.column(tables.QUERY), part.column(tables.PASSAGE))
             yield keys, scored
 
 

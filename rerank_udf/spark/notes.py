@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,22 @@ class Notes:
         """They have been scored."""
         system, folder = self._place()
         system.delete_file(f"{folder}/{name}")
+
+    @contextmanager
+    def noted(self, keys: Iterable[bytes]) -> Iterator[None]:
+        """Keys are in hand while the block runs; an exception leaves the note.
+
+        Where the folder cannot be written, a full disk say, there is none: what writes scores meets the same trouble,
+        and tells it better.
+        """
+        try:
+            name = self.write(keys)
+        except OSError:
+            yield
+            return
+        yield
+        with suppress(OSError):
+            self.forget(name)
 
     def left(self) -> list[list[bytes]]:
         """What attempts before this one had in hand when they died: a list of keys for each note."""

@@ -81,6 +81,15 @@ def test_an_attempt_that_nobody_killed_leaves_no_note(scorer, tmp_path):
     assert Notes(str(tmp_path)).left() == []
 
 
+def test_where_no_note_can_be_written_pairs_are_scored_all_the_same(scorer, tmp_path):
+    """A full disk: what writes the scores will tell it."""
+    (tmp_path / "file").write_text("in the way")
+    found = attempt(scorer, tmp_path / "file" / "notes", 1)
+    assert found is not None
+    assert set(found.values()) == {None}
+    assert len(found) == 600
+
+
 def test_a_note_that_was_cut_short_names_only_whole_keys(tmp_path):
     (tmp_path / "half").write_bytes(b"k" * 16 + b"x" * 7)
     (tmp_path / "nothing").write_bytes(b"")
