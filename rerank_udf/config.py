@@ -52,6 +52,11 @@ class Source(Settings):
             raise ValueError(f"a source is exactly one of path, table or sql; found {found}")
         return self
 
+    def is_plain_parquet(self) -> bool:
+        """Whether it can be read without Spark: a path without a scheme, of Parquet, whole."""
+        local = self.path is not None and "://" not in self.path
+        return local and self.format == "parquet" and not self.where and not self.options
+
     def __str__(self) -> str:
         origin = self.path or self.table or f"sql: {self.sql}"
         return f"{origin} where {self.where}" if self.where else origin
@@ -336,13 +341,21 @@ class JobConfig(Settings):
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> JobConfig:
+    """The job's settings, as `load_settings` reads them."""
+    return load_settings(path, overrides, JobConfig, "conf/rerank.yaml")
+
+
+def load_settings(
+    path: str | Path, overrides: Iterable[str], section: type[_Section], example: str
+) -> _Section:
     """Read a YAML file, apply `key.path=value` overrides (values are YAML), and check everything.
 
-    Raises ConfigError: no such file, not YAML, an unknown key (with the known ones), a value out of range.
+    Raises ConfigError: no such file (`example` is one to start from), not YAML, an unknown key (with the known ones), a
+    value out of range.
     """
     file = Path(path)
     if not file.is_file():
-        raise ConfigError(f"no settings file at {file}; start from conf/rerank.yaml")
+        raise ConfigError(f"no settings file at {file}; start from {example}")
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (
@@ -351,16 +364,22 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> JobConfig:
     ) as error:  # ValueError: a date such as 2026-13-45, or bytes that are no text
         raise ConfigError(f"{file} is not YAML: {error}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{file} holds {type(raw).__name__}, expected sections such as input: and model:")
-    return parse_config(_with_overrides(raw, overrides), where=str(file))
+        first, second = list(section.model_fields)[:2]
+        raise ConfigError(f"{file} holds {type(raw).__name__}, expected sections such as {first}: and {second}:")
+    return _parsed(section, _with_overrides(raw, overrides), str(file))
 
 
 def parse_config(raw: Mapping[str, Any], where: str = "the settings") -> JobConfig:
     """Check a mapping as `load_config` does; `where` names it in errors."""
+    return _parsed(JobConfig, raw, where)
+
+
+def _parsed(section: type[_Section], raw: Mapping[str, Any], where: str) -> _Section:
     try:
-        return JobConfig.model_validate(raw)
+        return section.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{where}:\n" + "\n".join(f"  {line}" for line in _sentences(error))) from None
+        lines = "\n".join(f"  {line}" for line in _sentences(error, section))
+        raise ConfigError(f"{where}:\n{lines}") from None
 
 
 def parse_section(section: type[_Section], raw: Mapping[str, Any], where: str) -> _Section:

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rerank_udf.config import JobConfig, Ranking, load_config, parse_config, parse_section
+from rerank_udf.config import JobConfig, Ranking, load_config, load_settings, parse_config, parse_section
 from rerank_udf.errors import ConfigError
+from rerank_udf.training.settings import TrainingConfig
 
 REPOSITORY = Path(__file__).parents[1]
 LEAST = {"input": {"candidates": {"path": "data/candidates"}}}
@@ -307,6 +308,30 @@ def test_a_section_alone_is_checked_the_same_way():
         parse_section(Ranking, {"dept": 3}, "rerank()")
 
 
-def test_the_demo_settings_load():
-    for file in sorted((REPOSITORY / "conf").glob("*.yaml")):
-        assert isinstance(load_config(file), JobConfig)
+def test_the_settings_files_load():
+    for name in ("rerank", "demo"):
+        assert isinstance(load_config(REPOSITORY / f"conf/{name}.yaml"), JobConfig)
+
+
+def training(*overrides: str) -> TrainingConfig:
+    return load_settings(REPOSITORY / "conf/train.yaml", overrides, TrainingConfig, "")
+
+
+def test_the_annotated_training_settings_name_every_setting():
+    config = training()
+    written = yaml.safe_load((REPOSITORY / "conf/train.yaml").read_text())
+    assert written.keys() == TrainingConfig.model_fields.keys()
+    for section in ("loss", "optimizer", "schedule", "freeze"):
+        assert written[section].keys() == type(getattr(config, section)).model_fields.keys()
+    assert written["sets"][0].keys() == type(config.sets[0]).model_fields.keys()
+
+
+def test_a_mistyped_training_setting_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"unknown setting optimizer.lr; .*Known here: learning_rate"):
+        training("optimizer.lr=1")
+
+
+def test_a_set_that_teaches_nothing_is_refused():
+    tables = "{candidates: {path: c}, queries: {path: q}, passages: {path: p}}"
+    with pytest.raises(ConfigError, match="the set faq has neither qrels nor a teacher"):
+        training(f"sets=[{{name: faq, input: {tables}}}]")

@@ -1,0 +1,1 @@
+"""Train a cross-encoder on tables of the job's own contract."""

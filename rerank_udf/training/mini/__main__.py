@@ -1,0 +1,101 @@
+"""`make mini`: from PyPI's packages and a folder of retrieval sets to the embedded model's trained layers.
+
+Everything that takes long is kept in the work folder and found there again: e5's vectors, the tables, the run's
+checkpoints. Called again with more steps, the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from safetensors.numpy import load_file, save_file
+
+from rerank_udf.errors import RerankError
+from rerank_udf.models import mini
+from rerank_udf.models.checkpoint import WEIGHTS_FILE
+from rerank_udf.training.mini.collections import read_all
+from rerank_udf.training.mini.e5 import BiEncoder
+from rerank_udf.training.mini.recipe import STEPS, recipe
+from rerank_udf.training.mini.tables import write_tables
+from rerank_udf.training.output import CARD_FILE
+from rerank_udf.training.train import train
+
+HEAD = {"dense": (384, 384), "out_proj": (1, 384)}
+_DEVIATIONS = {"dense": 0.05, "out_proj": 0.02}
+
+
+@click.command()
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of the retrieval sets.")
+@click.option("--work", required=True, type=click.Path(path_type=Path), help="Where what takes long is kept.")
+@click.option("--steps", default=STEPS, show_default=True, help="Of the whole run.")
+@click.option("--start", type=click.Path(path_type=Path), help="Trained layers (safetensors) to begin with.")
+@click.option("--tables-only", is_flag=True, help="Make the tables and stop.")
+@click.option("--install", is_flag=True, help="Put the result into this checkout as the model mini.")
+def main(data: Path, work: Path, steps: int, start: Path | None, tables_only: bool, install: bool) -> None:
+    """Train mini."""
+    console = Console(width=120)
+    try:
+        write_tables(list(read_all(data, work)), work, BiEncoder())
+        if tables_only:
+            return
+        base = base_model(work / "base", start)
+        output = train(recipe(base, work, work / "model", steps), console)
+        console.print(f"{output}: load_scorer({str(output)!r})")
+        if install:
+            install_layers(output)
+    except RerankError as error:
+        print(f"mini: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def base_model(folder: Path, start: Path | None) -> Path:
+    """multilingual-e5-small as a cross-encoder: with a head drawn at random, or with earlier trained layers."""
+    if not (folder / WEIGHTS_FILE).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = mini.find_parts()
+        with tempfile.TemporaryDirectory() as temporary:
+            trained = Path(temporary) / mini.TRAINED_FILE
+            if start is None:
+                save_file(_new_head(), trained)
+            mini.assemble(mini.Parts(parts.frozen, parts.tokenizer, start or trained), folder)
+    return folder
+
+
+def _new_head() -> dict[str, np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for name, shape in HEAD.items():
+        drawn = rng.normal(scale=_DEVIATIONS[name], size=shape)
+        tensors[f"classifier.{name}.weight"] = drawn.astype(np.float16)
+        tensors[f"classifier.{name}.bias"] = np.zeros(shape[0], np.float16)
+    return tensors
+
+
+def install_layers(model: Path) -> None:
+    """Write what differs from e5 into the package, with the manifest and the card."""
+    frozen = dict(mini.frozen_tensors(mini.find_parts().frozen))
+    tensors = {
+        name: tensor
+        for name, tensor in load_file(model / WEIGHTS_FILE).items()
+        if name not in frozen or not np.array_equal(tensor, frozen[name].astype(np.float16))
+    }
+    save_file(tensors, mini.WEIGHTS_FOLDER / mini.TRAINED_FILE)
+    card = (model / CARD_FILE).read_text(encoding="utf-8")
+    (mini.WEIGHTS_FOLDER / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    last = json.loads(
+        (model.parent / "run" / "development.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    )
+    mini.write_manifest(
+        "mini: multilingual-e5-small as a cross-encoder, trained on the sets in its card", last
+    )
+
+
+if __name__ == "__main__":
+    main()

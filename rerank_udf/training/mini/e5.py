@@ -1,0 +1,72 @@
+"""multilingual-e5-small as a bi-encoder: the first stage and the teacher of mini's training data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rerank_udf.models import mini
+from rerank_udf.packing import plan_batches
+from rerank_udf.tokens import read_tokenizer
+
+QUERY, PASSAGE = "query: ", "passage: "  # what the model was trained to see in front of a text
+_TOKENS_AT_ONCE = 4096
+Vectors = npt.NDArray[np.float16]
+
+
+class BiEncoder:
+    """Texts in, unit vectors out; bfloat16 arithmetic, mean of the last layer over a text's tokens."""
+
+    def __init__(self, max_tokens: int = 192) -> None:
+        from transformers import XLMRobertaConfig, XLMRobertaModel
+
+        parts = mini.find_parts()
+        self._tokenizer = read_tokenizer(parts.tokenizer)
+        self._max_tokens = max_tokens
+        self._model = XLMRobertaModel(XLMRobertaConfig.from_dict(mini.CONFIG), add_pooling_layer=False)
+        tensors = mini.frozen_tensors(parts.frozen)
+        weights = {name.removeprefix("roberta."): torch.tensor(tensor) for name, tensor in tensors}
+        self._model.load_state_dict(weights)
+        self._model.bfloat16().train(False)
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str], prefix: str) -> Vectors:
+        """Unit vectors of `prefix` + each text, cut to `max_tokens`: float16 (n, 384)."""
+        most = self._max_tokens
+        found = self._tokenizer.encode_batch([prefix + text for text in texts])
+        ids = [one.ids if len(one.ids) <= most else [*one.ids[: most - 1], one.ids[-1]] for one in found]
+        vectors = np.empty((len(ids), mini.ARCHITECTURE.hidden), np.float16)
+        for rows in plan_batches([len(one) for one in ids], _TOKENS_AT_ONCE, "padded"):
+            vectors[rows] = self._means([ids[row] for row in rows]).numpy()
+        return vectors
+
+    def _means(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """float16 (n, 384) of n token id lists."""
+        pad = mini.ARCHITECTURE.pad_token_id
+        tokens = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(one) for one in ids], batch_first=True, padding_value=pad
+        )
+        mask = (tokens != pad).long()
+        hidden = self._model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
+        means = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        return torch.nn.functional.normalize(means, dim=-1).half()
+
+
+def cached_vectors(encoder: BiEncoder, texts: Sequence[str], prefix: str, folder: Path) -> Vectors:
+    """`encode`, or what an earlier run left in `folder`, in a file named by the texts; whole or not at all."""
+    digest = hashlib.sha256("\0".join([prefix, *texts]).encode()).hexdigest()[:16]
+    path = folder / f"{digest}.npy"
+    if path.is_file():
+        vectors: Vectors = np.load(path)
+        return vectors
+    vectors = encoder.encode(texts, prefix)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npy")
+    np.save(partial, vectors)
+    partial.replace(path)
+    return vectors

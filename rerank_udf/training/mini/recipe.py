@@ -1,0 +1,141 @@
+"""What mini learns, from what, and for how long."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from rerank_udf.training.mini.collections import AFRIQA, HELP, SAME_LANGUAGE
+from rerank_udf.training.mini.tables import E5, HELP_SENTENCES, PROSE
+from rerank_udf.training.settings import TrainingConfig
+
+STEPS = 12_000
+_COSINE_SCALE = 50.0  # e5 was trained with a temperature of .01 and spreads its cosines over .7 to .95
+_SHARES = {"same": 0.42, HELP: 0.14, HELP_SENTENCES: 0.12, PROSE: 0.24, AFRIQA: 0.08}
+_LENGTHS = {128: 0.45, 192: 0.4, 320: 0.15}
+_SHORT = {128: 0.7, 192: 0.3}
+_PAGE = r"\|(.*)$"  # a help page's id is lang|page
+LICENCES = {
+    "ja-jaquad": "CC BY-SA 3.0",
+    "ja-jsquad": "CC BY-SA 4.0",
+    "zh-cmrc2018": "CC BY-SA 4.0",
+    "zh-drcd": "CC BY-SA 3.0",
+    "ko-korquad": "CC BY-ND 2.0 KR",
+    "ar-arcd": "MIT",
+    "tr-tquad": "none stated",
+    "fa-persianqa": "GPL-3 repository",
+    "vi-qa": "none stated",
+    "fr-cnil": "MIT",
+    "th-iapp": "MIT",
+    "en-wikiqa": "research use",
+    "afriqa-translated": "CC BY 4.0",
+    AFRIQA: "CC BY 4.0",
+    HELP: "MPL-2.0 (LibreOffice), CC BY-SA 3.0 (GNOME)",
+    HELP_SENTENCES: "as help-crosslingual",
+    PROSE: "as the sets in one language",
+}
+
+
+def recipe(base: Path, work: Path, output: Path, steps: int = STEPS) -> TrainingConfig:
+    """The settings of the run on the tables that `write_tables` left in `work`."""
+    sizes = {name: _square_root_of_queries(work / "sets" / name) for name in SAME_LANGUAGE}
+    whole = sum(sizes.values())
+    sets = [
+        _set(
+            work,
+            name,
+            _SHARES["same"] * size / whole,
+            _gold("same" if name != "afriqa-translated" else "any"),
+            40,
+        )
+        for name, size in sizes.items()
+    ]
+    other = {**_gold("other"), "negatives": _others((1, 6), (7, 20)), "max_lengths": _SHORT}
+    pages = {"by": "passage", "group": _PAGE, "depth": 20}
+    sets += [
+        _set(work, HELP, _SHARES[HELP], other, 250, pages),
+        _set(work, HELP_SENTENCES, _SHARES[HELP_SENTENCES], other, 100, pages),
+        _set(work, AFRIQA, _SHARES[AFRIQA], _gold("any"), 100),
+    ]
+    unlabelled = {"qrels": None, "languages": "any", "negatives": _spread(), "max_lengths": _SHORT}
+    sets.append(_set(work, PROSE, _SHARES[PROSE], unlabelled, 0))
+    return TrainingConfig.model_validate(
+        {
+            "base": str(base),
+            "sets": sets,
+            "long_passages": "best",
+            "drop_above_gold": 0.03 * _COSINE_SCALE,
+            "loss": {"bce_weight": 0.2, "teacher_weight": 0.3},
+            "optimizer": {"learning_rate": 2e-4, "head_learning_rate": 1e-3, "layer_decay": 0.9},
+            "schedule": {"steps": steps, "warmup_steps": 300, "save_every": 200, "evaluate_every": 2000},
+            "freeze": {"embeddings": True, "layers": 4},
+            "output": str(output),
+            "output_precision": "float16",
+            "work": str(work / "run"),
+            "card": {"name": "mini", "licences": LICENCES},
+        }
+    )
+
+
+def _square_root_of_queries(folder: Path) -> float:
+    """Large sets weigh more, but not in proportion."""
+    return math.sqrt(pq.read_metadata(folder / "qrels.parquet").num_rows)
+
+
+def _set(
+    work: Path,
+    name: str,
+    weight: float,
+    kind: dict[str, Any],
+    held_out: int,
+    split: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    folder = work / "sets" / name
+    at = {
+        one: {"path": str(folder / f"{one}.parquet")}
+        for one in ("candidates", "queries", "passages", "qrels", E5)
+    }
+    return {
+        "name": name,
+        "input": {one: at[one] for one in ("candidates", "queries", "passages")},
+        "rankings": {E5: at[E5]},
+        "qrels": at["qrels"],
+        "teacher": {
+            "table": {"path": str(folder / "teacher.parquet")},
+            "column": "score",
+            "scale": _COSINE_SCALE,
+        },
+        "weight": weight,
+        "max_lengths": _LENGTHS,
+        "held_out": {"queries": held_out, **(split or {})},
+        **kind,
+    }
+
+
+def _gold(languages: str) -> dict[str, Any]:
+    return {
+        "languages": languages,
+        "negatives": [
+            {"ranking": "candidates", "ranks": [1, 6], "count": 2},
+            {"ranking": "candidates", "ranks": [7, 20], "count": 2},
+            {"ranking": E5, "ranks": [1, 20], "count": 1},
+            {"ranking": "random", "count": 2},
+        ],
+    }
+
+
+def _others(*ranks: tuple[int, int]) -> list[dict[str, Any]]:
+    hard = [{"ranking": E5, "ranks": list(one), "count": 3 - place} for place, one in enumerate(ranks)]
+    return [*hard, {"ranking": "random", "count": 2}]
+
+
+def _spread() -> list[dict[str, Any]]:
+    return [
+        {"ranking": "candidates", "ranks": [1, 5], "count": 2},
+        {"ranking": "candidates", "ranks": [6, 20], "count": 2},
+        {"ranking": "candidates", "ranks": [21, 80], "count": 2},
+        {"ranking": "random", "count": 1},
+    ]

@@ -1,0 +1,207 @@
+"""The tables that mini learns from, made out of the collections: e5 adds hard negatives and teaches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from rerank_udf.training.mini.collections import AFRIQA, HELP, SAME_LANGUAGE, Collection
+from rerank_udf.training.mini.e5 import QUERY, BiEncoder, Vectors, cached_vectors
+from rerank_udf.training.tables import stable_order
+
+E5 = "e5"
+HELP_SENTENCES, PROSE = "help-sentences", "prose-crosslingual"
+_OWN_LANGUAGE, _OTHER_LANGUAGE, _UNLABELLED = 20, 20, 80  # candidates of e5 for a query
+_PROSE_QUESTIONS = 30_000
+_ENGLISH_SHARE = 0.5  # of them; the others are spread evenly over the languages
+_SENTENCES = 12_000
+_SENTENCE_CHARACTERS = (25, 160)
+_AT_ONCE = 1024
+_MIXED = "en/fr"  # how one set calls its passages' language; most are English
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+def write_tables(collections: Sequence[Collection], work: Path, encoder: BiEncoder) -> None:
+    """Every set as a folder of tables under `work`/sets; one that is there already is left."""
+    named = {one.name: one for one in collections}
+    for name in (*SAME_LANGUAGE, AFRIQA):
+        _write(work, name, named[name], _top_of_all(named[name], _OWN_LANGUAGE))
+    for one in (_titles_and_leads(named[HELP]), _sentences(named[HELP], work, encoder)):
+        _write(work, one.name, one, _top_by_language(one, _OTHER_LANGUAGE))
+    prose = _prose([named[name] for name in SAME_LANGUAGE])
+    _write(work, prose.name, prose, _top_in_one_language(prose, _UNLABELLED))
+
+
+def _write(work: Path, name: str, one: Collection, e5: Iterator[tuple[Ints, Ints]]) -> None:
+    """queries, passages, qrels, candidates (BM25, or e5 where there is none), e5, teacher."""
+    folder = work / "sets" / name
+    if folder.is_dir():
+        return
+    partial = folder.with_name(f".{name}")
+    partial.mkdir(parents=True, exist_ok=True)
+    found = _ranking(one, e5)
+    has_bm25 = len(one.candidates) > 0
+    pairs = [found, one.candidates, one.qrels] if has_bm25 else [found, one.qrels]
+    teacher = pd.concat([part[["query_id", "passage_id"]] for part in pairs]).drop_duplicates()
+    rows = _numbers(one, teacher)
+    teacher = teacher.assign(score=one.cosines(*rows))
+    tables = {
+        "queries": one.queries,
+        "passages": one.passages,
+        "qrels": one.qrels,
+        "candidates": one.candidates if has_bm25 else found,
+        E5: found,
+        "teacher": teacher,
+    }
+    for kind, table in tables.items():
+        table.to_parquet(partial / f"{kind}.parquet", index=False)
+    partial.rename(folder)
+
+
+def _numbers(one: Collection, pairs: pd.DataFrame) -> tuple[Ints, Ints]:
+    queries = pd.Index(one.queries["query_id"]).get_indexer(pairs["query_id"])
+    return queries, pd.Index(one.passages["passage_id"]).get_indexer(pairs["passage_id"])
+
+
+def _ranking(one: Collection, found: Iterator[tuple[Ints, Ints]]) -> pd.DataFrame:
+    """From (queries, passages) in rank order, numbers in the tables: query_id, passage_id, score, rank."""
+    parts = list(found)
+    queries, passages = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
+    frame = pd.DataFrame(
+        {
+            "query_id": one.queries["query_id"].to_numpy()[queries],
+            "passage_id": one.passages["passage_id"].to_numpy()[passages],
+            "score": one.cosines(queries, passages),
+        }
+    )
+    frame["rank"] = frame.groupby("query_id").cumcount() + 1
+    return frame
+
+
+def _nearest(queries: Vectors, passages: Vectors, count: int) -> Ints:
+    """The `count` nearest passages of each query, nearest first: int64 (queries, count)."""
+    right = passages.astype(np.float32).T
+    parts = []
+    for start in range(0, len(queries), _AT_ONCE):
+        cosines = queries[start : start + _AT_ONCE].astype(np.float32) @ right
+        most = min(count, cosines.shape[1])
+        near = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
+        order = np.argsort(-np.take_along_axis(cosines, near, 1), axis=1, kind="stable")
+        parts.append(np.take_along_axis(near, order, 1))
+    return np.concatenate(parts).astype(np.int64)
+
+
+def _top_of_all(one: Collection, count: int) -> Iterator[tuple[Ints, Ints]]:
+    near = _nearest(one.query_vectors, one.passage_vectors, count)
+    yield np.repeat(np.arange(len(near)), near.shape[1]), near.ravel()
+
+
+def _top_by_language(one: Collection, count: int) -> Iterator[tuple[Ints, Ints]]:
+    """Of every language but the query's own, where the query has an answer in it."""
+    langs = one.passages["lang"].to_numpy()
+    answered = set(zip(*_query_and_language(one), strict=True))
+    for lang in sorted(set(langs)):
+        wanted = (one.queries["lang"] != lang) & [(q, lang) in answered for q in one.queries["query_id"]]
+        queries, passages = np.flatnonzero(wanted), np.flatnonzero(langs == lang)
+        if len(queries):
+            near = _nearest(one.query_vectors[queries], one.passage_vectors[passages], count)
+            yield np.repeat(queries, near.shape[1]), passages[near].ravel()
+
+
+def _query_and_language(one: Collection) -> tuple[list[str], list[str]]:
+    langs = one.passages.set_index("passage_id")["lang"]
+    return one.qrels["query_id"].tolist(), langs.loc[one.qrels["passage_id"]].tolist()
+
+
+def _top_in_one_language(one: Collection, count: int) -> Iterator[tuple[Ints, Ints]]:
+    """Each query's nearest in one language that is not its own, chosen by a stable hash."""
+    langs = one.passages["lang"].to_numpy()
+    names = sorted(set(langs))
+    order = stable_order(list(one.queries["query_id"]), seed=3)
+    turns = np.empty(len(order), np.int64)
+    turns[order] = np.arange(len(order))
+    own = one.queries["lang"].to_numpy()
+    target = np.array([_not(own[i], names, int(turn)) for i, turn in enumerate(turns)])
+    for lang in names:
+        queries, passages = np.flatnonzero(target == lang), np.flatnonzero(langs == lang)
+        if len(queries):
+            near = _nearest(one.query_vectors[queries], one.passage_vectors[passages], count)
+            yield np.repeat(queries, near.shape[1]), passages[near].ravel()
+
+
+def _not(own: str, names: Sequence[str], turn: int) -> str:
+    others = [name for name in names if name != own]
+    return others[turn % len(others)]
+
+
+def _titles_and_leads(one: Collection) -> Collection:
+    """Help pages asked about in another language: the collection's own questions, without BM25's own-language list."""
+    return _replaced(one, one.name, one.queries, one.qrels, one.query_vectors)
+
+
+def _replaced(
+    one: Collection, name: str, queries: pd.DataFrame, qrels: pd.DataFrame, vectors: Vectors
+) -> Collection:
+    return Collection(
+        name, queries, one.passages, qrels, one.candidates.iloc[:0], vectors, one.passage_vectors
+    )
+
+
+def _sentences(one: Collection, work: Path, encoder: BiEncoder) -> Collection:
+    """A sentence of a page as the question, the same page in other languages as its answers."""
+    pages = one.passages
+    page_of = pages["passage_id"].str.split("|", n=1).str[1]
+    others = pages.assign(page=page_of).groupby("page")["passage_id"].agg(list)
+    chosen = stable_order(list(pages["passage_id"]), seed=4)
+    queries: list[tuple[str, str, str]] = []
+    qrels: list[tuple[str, str, int]] = []
+    for row in chosen.tolist():
+        passage_id, text, lang = pages.iloc[row][["passage_id", "passage", "lang"]]
+        found = [s.strip() for s in text.replace("。", "。\n").replace(". ", ".\n").split("\n")]
+        found = [s for s in found[1:] if _SENTENCE_CHARACTERS[0] <= len(s) <= _SENTENCE_CHARACTERS[1]]
+        answers = [other for other in others[page_of.iloc[row]] if other != passage_id]
+        if found and answers and len(queries) < _SENTENCES:
+            query_id = f"{passage_id}|sentence"
+            queries.append((query_id, found[row % len(found)], lang))
+            qrels += [(query_id, answer, 1) for answer in answers]
+    asked = pd.DataFrame(queries, columns=["query_id", "query", "lang"])
+    vectors = cached_vectors(encoder, list(asked["query"]), QUERY, work / "vectors")
+    judged = pd.DataFrame(qrels, columns=["query_id", "passage_id", "relevance"])
+    return _replaced(one, HELP_SENTENCES, asked, judged, vectors)
+
+
+def _prose(collections: Sequence[Collection]) -> Collection:
+    """Questions of all sets over the passages of all sets; nothing is judged, e5 alone says what is near."""
+    queries = pd.concat([_prefixed(one, one.queries, "query_id") for one in collections], ignore_index=True)
+    passages = pd.concat(
+        [_prefixed(one, one.passages, "passage_id") for one in collections], ignore_index=True
+    )
+    passages["lang"] = passages["lang"].replace(_MIXED, "en")
+    vectors = np.concatenate([one.query_vectors for one in collections])
+    order = stable_order(list(queries["query_id"]), seed=2)
+    langs = queries["lang"].to_numpy()[order]
+    shares = {lang: (1 - _ENGLISH_SHARE) / (len(set(langs)) - 1) for lang in set(langs)} | {
+        "en": _ENGLISH_SHARE
+    }
+    chosen = [
+        order[langs == lang][: round(share * _PROSE_QUESTIONS)] for lang, share in sorted(shares.items())
+    ]
+    rows = np.sort(np.concatenate(chosen))
+    return Collection(
+        PROSE,
+        queries.iloc[rows].reset_index(drop=True),
+        passages,
+        pd.DataFrame({"query_id": [], "passage_id": [], "relevance": []}),
+        pd.DataFrame({"query_id": [], "passage_id": [], "score": [], "rank": []}),
+        vectors[rows],
+        np.concatenate([one.passage_vectors for one in collections]),
+    )
+
+
+def _prefixed(one: Collection, table: pd.DataFrame, column: str) -> pd.DataFrame:
+    return table.assign(**{column: f"{one.name}/" + table[column]})

@@ -1,0 +1,145 @@
+"""A trained model as a standard folder, with its card."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rerank_udf.evaluation import Evaluation
+from rerank_udf.models.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, read_json, weight_files
+from rerank_udf.report import installed_versions
+from rerank_udf.training.development import FIRST, MODEL, TEACHER
+from rerank_udf.training.settings import TrainingConfig
+from rerank_udf.training.split import Split
+from rerank_udf.training.tables import TrainingTables
+
+CARD_FILE = "README.md"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run did: `averaged` are the steps whose weights' mean the model is."""
+
+    config: TrainingConfig
+    sets: Sequence[TrainingTables]
+    splits: Sequence[Split]
+    pairs: int
+    tokens: int
+    averaged: list[int]
+    evaluation: Evaluation | None
+
+
+def write_model(trained: Trained, base: Path, weights: Mapping[str, Tensor]) -> Path:
+    """config.json, model.safetensors, tokenizer.json and README.md; whole or not at all."""
+    target = Path(trained.config.output)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    shutil.copyfile(base / CONFIG_FILE, partial / CONFIG_FILE)
+    shutil.copyfile(base / TOKENIZER_FILE, partial / TOKENIZER_FILE)
+    dtype = getattr(torch, trained.config.output_precision)
+    tensors = {name: one for file in weight_files(base) for name, one in load_file(file).items()}
+    tensors |= weights
+    wanted = {name: one.to(dtype).contiguous() for name, one in tensors.items() if one.is_floating_point()}
+    save_file(wanted, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+    (partial / CARD_FILE).write_text(card(trained, base), encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    return target
+
+
+def card(trained: Trained, base: Path) -> str:
+    """The model card: data, licences, recipe, figures, limits."""
+    config = trained.config
+    given: dict[str, Any] = config.card
+    parts = [
+        f"# {given.get('name', Path(config.output).name)}",
+        given.get(
+            "description", "A cross-encoder: it reads a query and a passage together and gives one logit."
+        ),
+        f"Base: {config.base}{f' at {config.revision}' if config.revision else ''}{_shape(base)}.",
+        "## Data",
+        _data(trained, given.get("licences", {})),
+        "## Recipe",
+        _recipe(trained),
+        "## Held-out figures",
+        _figures(trained.evaluation),
+        "## Limits",
+        given.get("limits", "Scores are not calibrated: compare them within one query's list only."),
+    ]
+    licence = given.get("licence")
+    head = f"---\nlicense: {licence}\npipeline_tag: text-ranking\n---\n\n" if licence else ""
+    return head + "\n\n".join(parts) + "\n"
+
+
+def _shape(base: Path) -> str:
+    found = read_json(base / CONFIG_FILE)
+    return f" ({found.get('model_type')}, {found.get('num_hidden_layers')} layers, {found.get('hidden_size')} wide)"
+
+
+def _data(trained: Trained, licences: Mapping[str, str]) -> str:
+    lines = [
+        "| set | queries trained on / held out | passages | learnt from | share of the lists | licence |"
+    ]
+    lines.append("|---|---|---|---|---|---|")
+    whole = sum(one.settings.weight for one in trained.sets)
+    for tables, divided in zip(trained.sets, trained.splits, strict=True):
+        own = tables.settings
+        teachers = " and ".join(name for name, one in (("qrels", own.qrels), ("teacher", own.teacher)) if one)
+        lines.append(
+            f"| {own.name} | {len(divided.train):,} / {len(divided.held_out):,} | {len(tables.passages.ids):,} | "
+            f"{teachers} | {own.weight / whole:.0%} | {licences.get(own.name, 'not stated')} |"
+        )
+    return "\n".join(lines)
+
+
+def _recipe(trained: Trained) -> str:
+    config, schedule, rate = trained.config, trained.config.schedule, trained.config.optimizer
+    frozen = (
+        f"embeddings and {config.freeze.layers} layers frozen"
+        if config.freeze.embeddings
+        else "nothing frozen"
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in installed_versions().items())
+    steps = ", ".join(f"{step:,}" for step in trained.averaged)
+    return "\n".join(
+        [
+            f"- {schedule.steps:,} steps of {schedule.lists_per_step} lists; seed {config.seed}.",
+            f"- Loss: softmax cross-entropy + {config.loss.bce_weight:g} binary cross-entropy; KL to the teacher with "
+            f"weight {config.loss.teacher_weight:g} beside a relevant passage, 1 without one.",
+            f"- AdamW, rate {rate.learning_rate:g} (head {rate.head_learning_rate or rate.learning_rate:g}), layer "
+            f"decay {rate.layer_decay:g}, clip {rate.clip_norm:g}; {schedule.warmup_steps} steps up, constant, the "
+            f"last {schedule.decay:.0%} down to zero; no dropout; {frozen}.",
+            f"- The mean of the weights after steps {steps}."
+            if steps
+            else "- The weights after the last step.",
+            f"- {versions}.",
+        ]
+    )
+
+
+def _figures(evaluation: Evaluation | None) -> str:
+    if evaluation is None:
+        return "Nothing was held out."
+    rows = evaluation.summary.query("documents == 'all' and measure == 'nDCG@10'")
+    systems = [one for one in (FIRST, TEACHER, MODEL) if one in set(rows["system"])]
+    table = rows.pivot(index="group", columns="system", values="mean")
+    counts = rows.groupby("group")["n"].first()
+    lines = [
+        f"nDCG@10 of {evaluation.counts['queries']:,} queries that were not trained on; `first` is the order "
+        "that all were given.",
+        "",
+        f"| set | n | {' | '.join(systems)} |",
+        "|---" * (2 + len(systems)) + "|",
+    ]
+    for group in table.index:
+        figures = " | ".join(f"{table.loc[group, one]:.3f}" for one in systems)
+        lines.append(f"| {group} | {counts[group]} | {figures} |")
+    return "\n".join(lines)

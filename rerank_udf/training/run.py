@@ -1,0 +1,185 @@
+"""The training run: Hugging Face's Trainer over lists, with checkpoints to go on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from rerank_udf.evaluation import Evaluation
+from rerank_udf.training import checkpoints
+from rerank_udf.training.development import HeldOutList, measure
+from rerank_udf.training.encode import ListEncoder, PairIds
+from rerank_udf.training.forward import TrainedEncoder
+from rerank_udf.training.lists import ListSampler, TrainingList
+from rerank_udf.training.loss import list_loss
+from rerank_udf.training.optimizer import MasterAdamW, parameter_groups
+from rerank_udf.training.settings import TrainingConfig
+from rerank_udf.training.tables import Floats
+
+_BETAS = (0.9, 0.98)
+_LOG_EVERY = 50
+HISTORY_FILE = "development.jsonl"
+
+
+class Lists(Dataset[TrainingList]):
+    """The sampler as torch knows data sets."""
+
+    def __init__(self, sampler: ListSampler) -> None:
+        self._sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __getitem__(self, number: int) -> TrainingList:
+        return self._sampler[number]
+
+
+class ListTrainer(Trainer):
+    """Trainer that takes lists in the sampler's order and keeps float32 masters of the weights."""
+
+    def __init__(
+        self, config: TrainingConfig, model: TrainedEncoder, encoder: ListEncoder, **given: Any
+    ) -> None:
+        self.config, self._encoder = config, encoder
+        self.tokens = self.pairs = 0
+        self._adam: MasterAdamW | None = None  # `optimizer` is a wrapper of accelerate's once training begins
+        super().__init__(model=model, data_collator=self._collate, **given)
+        self.remove_callback(PrinterCallback)  # Progress says it
+
+    def _collate(self, lists: Sequence[TrainingList]) -> dict[str, Any]:
+        pairs = [self._encoder.pairs(one) for one in lists]
+        return {
+            "pairs": [pair for one in pairs for pair in one],
+            "sizes": [len(one) for one in pairs],
+            "relevant": [one.relevant for one in lists],
+            "teacher": torch.from_numpy(np.concatenate([one.teacher for one in lists])),
+        }
+
+    def _get_train_sampler(self, *_: Any) -> SequentialSampler:
+        assert isinstance(self.train_dataset, Lists)
+        return SequentialSampler(self.train_dataset)  # the lists are in random order already
+
+    def create_optimizer(self, *_: Any) -> MasterAdamW:
+        """AdamW with float32 masters."""
+        if self._adam is None:
+            assert isinstance(self.model, TrainedEncoder)
+            choice = self.config.optimizer
+            groups = parameter_groups(self.model.model, choice)
+            self.optimizer = self._adam = MasterAdamW(groups, choice.clip_norm, _BETAS)
+        return self._adam
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
+        """The lists' loss; the pairs go through the model in batches of like length."""
+        logits = self._logits(model, inputs["pairs"])
+        self.tokens += sum(len(one.ids) for one in inputs["pairs"])
+        self.pairs += len(inputs["pairs"])
+        return list_loss(logits, inputs["sizes"], inputs["relevant"], inputs["teacher"], self.config.loss)
+
+    def _logits(self, model: Any, pairs: Sequence[PairIds]) -> torch.Tensor:
+        """float32 (pairs,), in their order."""
+        batches = self._encoder.batches(pairs, self.config.max_tokens_per_batch)
+        device = self.args.device
+        parts = [
+            model(
+                batch.input_ids.to(device),
+                batch.attention_mask.to(device),
+                None if batch.token_type_ids is None else batch.token_type_ids.to(device),
+            )
+            for batch in batches
+        ]
+        back = torch.from_numpy(np.argsort(np.concatenate([batch.rows for batch in batches])))
+        return torch.cat(parts)[back.to(device)]
+
+    def scores(self, lists: Sequence[TrainingList]) -> list[Floats]:
+        """The model's logits of each list's passages, in one pass over all of them."""
+        pairs = [self._encoder.pairs(one) for one in lists]
+        ends = np.cumsum([len(one) for one in pairs])[:-1]
+        with torch.inference_mode():
+            logits = self._logits(self.model, [pair for one in pairs for pair in one])
+        return np.split(logits.cpu().numpy(), ends)
+
+    def trained_weights(self) -> dict[str, torch.Tensor]:
+        """What was trained, float32 on the CPU, by its name in the model."""
+        assert isinstance(self.model, TrainedEncoder)
+        optimizer = self.create_optimizer()
+        masters = dict(zip(optimizer.parameters, optimizer.masters, strict=True))
+        named = self.model.model.named_parameters()
+        return {name: masters[one].detach().cpu() for name, one in named if one in masters}
+
+
+class Progress(TrainerCallback):
+    """A line every fifty steps; development figures now and then, also into the work folder."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self.held_out: Sequence[HeldOutList] = []
+        self.trainer: ListTrainer | None = None
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Print step, loss, rate and what went through."""
+        if logs and "loss" in logs and self.trainer is not None:
+            self._console.print(
+                f"step {state.global_step:,} of {state.max_steps:,} · loss {logs['loss']:.3f} · gradient "
+                f"{self.trainer.create_optimizer().norm:.2f} · {self.trainer.pairs:,} pairs, "
+                f"{self.trainer.tokens:,} tokens",
+                highlight=False,
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Measure."""
+        due = (
+            self.trainer is not None and state.global_step % self.trainer.config.schedule.evaluate_every == 0
+        )
+        if due and self.held_out and state.global_step < state.max_steps:
+            self.report(state.global_step)
+
+    def report(self, step: int) -> Evaluation | None:
+        """Measure the model as it is now, print a table, append a line to the history."""
+        if self.trainer is None or not self.held_out:
+            return None
+        found = measure(self.held_out, self.trainer.scores, self.trainer.config.seed)
+        means = found.summary.query("documents == 'all' and measure == 'nDCG@10'")
+        figures: dict[str, dict[str, float]] = {}
+        for row in means.to_dict("records"):
+            figures.setdefault(row["group"], {})[row["system"]] = round(float(row["mean"]), 4)
+        line = {"step": step, "pairs": self.trainer.pairs, "tokens": self.trainer.tokens, "nDCG@10": figures}
+        with (Path(self.trainer.config.work) / HISTORY_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._console.print(f"held out, after step {step:,}")
+        self._console.print(found.table())
+        return found
+
+
+def arguments(config: TrainingConfig) -> TrainingArguments:
+    """The Trainer's own settings."""
+    schedule = config.schedule
+    decaying = schedule.steps - schedule.decay_begins
+    return TrainingArguments(
+        output_dir=config.work,
+        max_steps=schedule.steps,
+        per_device_train_batch_size=schedule.lists_per_step,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": decaying, "decay_type": "linear", "min_lr_ratio": 0.0},
+        warmup_steps=schedule.warmup_steps,
+        max_grad_norm=0.0,  # the optimiser clips, in float32
+        save_steps=schedule.save_every,
+        save_total_limit=checkpoints.to_keep(schedule),
+        logging_steps=_LOG_EVERY,
+        use_cpu=config.device == "cpu",
+        seed=config.seed,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        dataloader_num_workers=0,
+    )

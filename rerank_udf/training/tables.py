@@ -1,0 +1,215 @@
+"""A training set's tables as arrays: texts by number, rankings and judgements as rows of numbers.
+
+Queries and passages are numbered in the order of their tables; a pair (query q, passage p) is the number
+q × passages + p.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from rerank_udf.config import Source
+from rerank_udf.errors import InputError
+from rerank_udf.identity import pair_key, text_key
+from rerank_udf.tables import PASSAGE, PASSAGE_ID, QUERY, QUERY_ID, RANK, RELEVANCE
+from rerank_udf.training.settings import CANDIDATES, Teacher, TrainingSet
+
+LANG = "lang"
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of one table: ids and texts in its order, and their languages where it says them."""
+
+    ids: list[str]
+    texts: list[str]
+    langs: npt.NDArray[np.str_] | None
+
+    def numbers(self, ids: pa.ChunkedArray, label: str) -> Ints:
+        """The row of each id: int64. Raises InputError for an id that the table does not have."""
+        found = pc.index_in(ids, value_set=pa.array(self.ids, pa.large_string()))
+        if found.null_count:
+            row = pc.index(found.is_null(), True).as_py()
+            raise InputError(
+                f"{label}: {ids[row].as_py()!r} (row {row + 1}) has no text; add it to its table or drop the row"
+            )
+        return np.asarray(found, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A ragged array: row q is values[starts[q]:starts[q + 1]]. int64, both."""
+
+    starts: Ints
+    values: Ints
+
+    @classmethod
+    def of(cls, rows: Ints, values: Ints, count: int) -> Rows:
+        """From one row number a value, which are in the order that each row's values are to have."""
+        order = np.argsort(rows, kind="stable")
+        starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))]).astype(np.int64)
+        return cls(starts, values[order])
+
+    def __getitem__(self, row: int) -> Ints:
+        return self.values[self.starts[row] : self.starts[row + 1]]
+
+    def sizes(self) -> Ints:
+        """int64 (rows,)"""
+        return np.diff(self.starts)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A teacher's logits by pair number, sorted: int64 and float32 (n,)."""
+
+    pairs: Ints
+    logits: Floats
+
+    def __call__(self, pairs: Ints) -> Floats:
+        """float32, nan for a pair that the teacher has not scored."""
+        if not len(self.pairs):
+            return np.full(len(pairs), np.nan, np.float32)
+        places = np.minimum(np.searchsorted(self.pairs, pairs), len(self.pairs) - 1)
+        return np.where(self.pairs[places] == pairs, self.logits[places], np.float32(np.nan))
+
+
+@dataclass(frozen=True)
+class TrainingTables:
+    """Everything of one set. `rankings`: passages of each query in rank order; `relevant`: of each query."""
+
+    settings: TrainingSet
+    queries: Texts
+    passages: Texts
+    rankings: dict[str, Rows]
+    relevant: Rows | None
+    teacher: Scores | None
+
+    def pair_numbers(self, query: int, passages: Ints) -> Ints:
+        """int64, one a passage."""
+        return query * len(self.passages.ids) + passages
+
+
+def read_tables(settings: TrainingSet) -> TrainingTables:
+    """Read one set. Raises InputError that names the table, the column and the id where something is wrong."""
+    label = f"sets.{settings.name}"
+    queries = _texts(settings.input.queries, QUERY_ID, QUERY, f"{label}.input.queries")
+    passages = _texts(settings.input.passages, PASSAGE_ID, PASSAGE, f"{label}.input.passages")
+    sources = {CANDIDATES: settings.input.candidates, **settings.rankings}
+    rankings = {
+        name: _ranking(source, queries, passages, f"{label}.{name}") for name, source in sources.items()
+    }
+    qrels, scored = settings.qrels, settings.teacher
+    relevant = None if qrels is None else _relevant(qrels, queries, passages, f"{label}.qrels")
+    teacher = None if scored is None else _teacher(scored, queries, passages, rankings, f"{label}.teacher")
+    return TrainingTables(settings, queries, passages, rankings, relevant, teacher)
+
+
+def read_parquet(
+    source: Source, label: str, columns: Sequence[str], optional: Sequence[str] = ()
+) -> pa.Table:
+    """These columns of a Parquet path, ids as strings. Raises InputError."""
+    if not source.is_plain_parquet():
+        raise InputError(
+            f"{label}: {source} is not a plain Parquet path; `rerank-udf train` reads it through Spark"
+        )
+    path = Path(str(source.path))
+    if not path.exists():
+        raise InputError(f"{label}: there is no {path}")
+    table = ds.dataset(path, format="parquet")
+    absent = [name for name in columns if name not in table.schema.names]
+    if absent:
+        raise InputError(f"{label}: no column {absent[0]!r}; it has {', '.join(table.schema.names)}")
+    found = table.to_table(columns=[*columns, *(name for name in optional if name in table.schema.names)])
+    for name in columns:
+        if found[name].null_count:
+            raise InputError(
+                f"{label}: column {name!r} is null in {found[name].null_count:,} rows; drop them"
+            )
+        if name in (QUERY_ID, PASSAGE_ID):
+            place = found.schema.get_field_index(name)
+            found = found.set_column(place, name, found[name].cast(pa.large_string()))
+    return found
+
+
+def _texts(source: Source, id_name: str, text_name: str, label: str) -> Texts:
+    table = read_parquet(source, label, [id_name, text_name], [LANG])
+    ids = table[id_name].to_pylist()
+    twice = next((one for one, count in Counter(ids).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(f"{label}: {id_name} {twice!r} stands there more than once; keep one")
+    langs = np.array(table[LANG].to_pylist()) if LANG in table.schema.names else None
+    return Texts(ids, table[text_name].to_pylist(), langs)
+
+
+def _ranking(source: Source, queries: Texts, passages: Texts, label: str) -> Rows:
+    table = read_parquet(source, label, [QUERY_ID, PASSAGE_ID, RANK])
+    order = np.argsort(table[RANK].to_numpy(), kind="stable")
+    rows = queries.numbers(table[QUERY_ID], label)[order]
+    return Rows.of(rows, passages.numbers(table[PASSAGE_ID], label)[order], len(queries.ids))
+
+
+def _relevant(source: Source, queries: Texts, passages: Texts, label: str) -> Rows:
+    table = read_parquet(source, label, [QUERY_ID, PASSAGE_ID, RELEVANCE])
+    table = table.filter(pc.greater(table[RELEVANCE], 0))
+    rows = queries.numbers(table[QUERY_ID], label)
+    return Rows.of(rows, passages.numbers(table[PASSAGE_ID], label), len(queries.ids))
+
+
+def _teacher(
+    teacher: Teacher, queries: Texts, passages: Texts, rankings: dict[str, Rows], label: str
+) -> Scores:
+    if teacher.table is not None:
+        table = read_parquet(teacher.table, label, [QUERY_ID, PASSAGE_ID, teacher.column])
+        rows = queries.numbers(table[QUERY_ID], label)
+        pairs = rows * len(passages.ids) + passages.numbers(table[PASSAGE_ID], label)
+        values = table[teacher.column].to_numpy().astype(np.float32)
+    else:
+        pairs, values = _stored(teacher, queries, passages, rankings, label)
+    pairs, first = np.unique(pairs, return_index=True)
+    return Scores(pairs, values[first] * np.float32(teacher.scale))
+
+
+def _stored(
+    teacher: Teacher, queries: Texts, passages: Texts, rankings: dict[str, Rows], label: str
+) -> tuple[Ints, Floats]:
+    """The facts of a Parquet score store about the rankings' pairs, found by the keys of their texts."""
+    folder = Path(str(teacher.store)) / "facts"
+    models = sorted(one.name for one in folder.iterdir() if one.is_dir()) if folder.is_dir() else []
+    if teacher.model_key not in models and (teacher.model_key or len(models) != 1):
+        raise InputError(
+            f"{label}: model_key {teacher.model_key!r} is not in {folder}, which has {', '.join(models) or 'none'}; "
+            "name one of these"
+        )
+    files = sorted((folder / (teacher.model_key or models[0])).glob("*/*.parquet"))
+    facts = ds.dataset([str(one) for one in files], format="parquet").to_table(columns=["pair_key", "logit"])
+    pairs = np.unique(np.concatenate([_pairs(rows, len(passages.ids)) for rows in rankings.values()]))
+    query_keys, passage_keys = ([text_key(one) for one in table.texts] for table in (queries, passages))
+    numbers = zip(*(part.tolist() for part in np.divmod(pairs, len(passages.ids))), strict=True)
+    keys = pa.array([pair_key(query_keys[q], passage_keys[p]) for q, p in numbers], facts["pair_key"].type)
+    places = pc.index_in(keys, value_set=facts["pair_key"])
+    known = np.asarray(pc.is_valid(places))
+    rows = np.asarray(pc.drop_null(places))
+    return pairs[known], facts["logit"].to_numpy()[rows].astype(np.float32)
+
+
+def _pairs(ranking: Rows, passages: int) -> Ints:
+    queries = np.repeat(np.arange(len(ranking.starts) - 1), ranking.sizes())
+    return queries * passages + ranking.values
+
+
+def stable_order(names: Sequence[str], seed: int) -> Ints:
+    """An order that depends on the names and the seed alone: int64 (n,), by sha256."""
+    keys = [hashlib.sha256(f"{seed} {name}".encode()).digest()[:8] for name in names]
+    return np.argsort(np.array([int.from_bytes(key, "big") for key in keys], dtype=np.uint64), kind="stable")

@@ -1,0 +1,168 @@
+"""`train`: from the tables and a base model to a folder that scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
+
+from rerank_udf.engine.capability import resolve_device, resolve_precision
+from rerank_udf.errors import ConfigError, ModelError
+from rerank_udf.models import local_folder, resolve_model
+from rerank_udf.models.checkpoint import CONFIG_FILE, TOKENIZER_FILE
+from rerank_udf.training import checkpoints
+from rerank_udf.training.development import HeldOutList, held_out_lists
+from rerank_udf.training.encode import ListEncoder
+from rerank_udf.training.forward import TrainedEncoder
+from rerank_udf.training.lists import ListSampler
+from rerank_udf.training.output import Trained, write_model
+from rerank_udf.training.run import ListTrainer, Progress, arguments
+from rerank_udf.training.settings import TrainingConfig
+from rerank_udf.training.split import Split, split
+from rerank_udf.training.tables import TrainingTables, read_tables
+
+_HEAD_DEVIATION = 0.05
+_SHOWN = 90  # characters
+
+
+def train(config: TrainingConfig, console: Console) -> Path:
+    """Train, or go on where an earlier call with the same settings was stopped; returns the model's folder.
+
+    Raises ConfigError, InputError or ModelError with a sentence where settings, tables or base do not fit.
+    """
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    work = Path(config.work)
+    checkpoints.claim(work, config)
+    folder = base_folder(config)
+    sets = [read_tables(one) for one in config.sets]
+    splits = [split(one, config.seed) for one in sets]
+    for one, divided in zip(sets, splits, strict=True):
+        console.print(_described(one, divided), highlight=False)
+    lists = config.schedule.steps * config.schedule.lists_per_step
+    trainer, progress = _trainer(config, folder, ListSampler(config, sets, splits, lists), console)
+    start = checkpoints.to_go_on_from(work, config.schedule)
+    if start is not None:
+        console.print(f"going on from {start.name}", highlight=False)
+    progress.held_out = _measured(config, sets, splits, config.schedule.evaluate_queries)
+    trainer.train(resume_from_checkpoint=None if start is None else str(start))
+    averaged = _average(trainer, work, config.schedule.average_last)
+    progress.held_out = _measured(config, sets, splits, None)
+    found = progress.report(config.schedule.steps)
+    trained = Trained(config, sets, splits, trainer.pairs, trainer.tokens, averaged, found)
+    return write_model(trained, folder, trainer.trained_weights())
+
+
+def preview(config: TrainingConfig, console: Console) -> None:
+    """Read and check the tables, print each set's size and its first list; no model, nothing is written."""
+    for one in config.sets:
+        tables = read_tables(one)
+        divided = split(tables, config.seed)
+        console.print(_described(tables, divided), highlight=False)
+        shown = ListSampler(config, [tables], [divided], 1)[0]
+        console.print(
+            f"  «{shown.query[:_SHOWN]}» · at most {shown.max_length} tokens", highlight=False, markup=False
+        )
+        for place, (passage, logit) in enumerate(zip(shown.passages, shown.teacher.tolist(), strict=True)):
+            mark = "✓" if shown.relevant and place == 0 else " "
+            told = "" if math.isnan(logit) else f"{logit:7.2f} "
+            console.print(f"  {mark} {told}{passage[:_SHOWN]}", highlight=False, markup=False)
+
+
+def base_folder(config: TrainingConfig) -> Path:
+    """The base model's folder on this machine; one without a head is taken where `new_head` is set."""
+    if not config.new_head:
+        return local_folder(resolve_model(config.base, config.revision))
+    folder = Path(config.base).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        if config.revision is None:
+            raise ConfigError(f"base {config.base!r} is no folder here; as a hub id it needs a revision")
+        wanted = [CONFIG_FILE, TOKENIZER_FILE, "*.safetensors"]
+        folder = Path(snapshot_download(config.base, revision=config.revision, allow_patterns=wanted))
+    absent = [name for name in (CONFIG_FILE, TOKENIZER_FILE) if not (folder / name).is_file()]
+    if absent:
+        raise ModelError(f"the base model {folder} has no {absent[0]}")
+    return folder
+
+
+def _trainer(
+    config: TrainingConfig, folder: Path, sampler: ListSampler, console: Console
+) -> tuple[ListTrainer, Progress]:
+    from rerank_udf.training.run import Lists
+
+    model = _model(config, folder)
+    encoder = ListEncoder(folder, int(model.config.pad_token_id), config.long_passages == "best")
+    progress = Progress(console)
+    trainer = ListTrainer(
+        config,
+        TrainedEncoder(model, config.freeze.layers if config.freeze.embeddings else None),
+        encoder,
+        args=arguments(config),
+        train_dataset=Lists(sampler),
+        callbacks=[progress],
+    )
+    progress.trainer = trainer
+    return trainer, progress
+
+
+def _model(config: TrainingConfig, folder: Path) -> Any:
+    """transformers' module in the precision of training, without dropout, with what is frozen frozen."""
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(config.seed)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, local_files_only=True)
+    if config.freeze.layers >= model.config.num_hidden_layers:
+        raise ConfigError(
+            f"freeze.layers is {config.freeze.layers}, but the base has {model.config.num_hidden_layers} layers"
+        )
+    if config.new_head:
+        for name, parameter in model.classifier.named_parameters():
+            torch.nn.init.normal_(parameter, std=_HEAD_DEVIATION if name.endswith("weight") else 0.0)
+    if config.freeze.embeddings:
+        model.base_model.embeddings.requires_grad_(False)
+    for layer in model.base_model.encoder.layer[: config.freeze.layers]:
+        layer.requires_grad_(False)
+    return model.to(_precision(config)).eval()
+
+
+def _precision(config: TrainingConfig) -> torch.dtype:
+    if config.precision != "auto":
+        dtype: torch.dtype = getattr(torch, config.precision)
+        return dtype
+    if resolve_device(config.device) != "cpu":
+        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float32
+    return torch.bfloat16 if resolve_precision("auto", "cpu") == "bfloat16" else torch.float32
+
+
+def _measured(
+    config: TrainingConfig, sets: Sequence[TrainingTables], splits: Sequence[Split], most: int | None
+) -> list[HeldOutList]:
+    pairs = zip(sets, splits, strict=True)
+    return [one for tables, divided in pairs for one in held_out_lists(tables, divided, most)]
+
+
+def _average(trainer: ListTrainer, work: Path, count: int) -> list[int]:
+    """Set the weights to the mean of the last `count` checkpoints; returns their steps."""
+    newest = list(checkpoints.found(work).items())[-count:]
+    optimizer = trainer.create_optimizer()
+    sums = [torch.zeros_like(one, device="cpu") for one in optimizer.masters]
+    for _, folder in newest:
+        state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        for total, master in zip(sums, state["masters"], strict=True):
+            total += master / len(newest)
+    if newest:
+        optimizer.load_masters(sums)
+    return [step for step, _ in newest]
+
+
+def _described(tables: TrainingTables, divided: Split) -> str:
+    return (
+        f"{tables.settings.name}: {len(tables.queries.ids):,} queries, {len(tables.passages.ids):,} passages · "
+        f"{len(divided.train):,} train, {len(divided.held_out):,} held out"
+    )

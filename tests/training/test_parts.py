@@ -1,0 +1,160 @@
+"""The pieces of a training step, each against an independent computation of the same."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax, softmax
+from transformers import AutoModelForSequenceClassification
+
+from rerank_udf.tokens import PairLimits, PairTokenizer
+from rerank_udf.training.encode import ListEncoder
+from rerank_udf.training.forward import TrainedEncoder
+from rerank_udf.training.lists import TrainingList
+from rerank_udf.training.loss import list_loss
+from rerank_udf.training.optimizer import MasterAdamW, parameter_groups
+from rerank_udf.training.settings import Loss, Optimizer
+
+LONG = "the river bank is open on monday and we ship red fish to paris in five days " * 6
+
+
+@pytest.fixture(params=["tiny_xlmr", "tiny_bert"])
+def folder(request):
+    return request.getfixturevalue(request.param)
+
+
+def loaded(folder):
+    return AutoModelForSequenceClassification.from_pretrained(folder).float().eval()
+
+
+def a_list(max_length=24, query="how long does the refund take"):
+    passages = ["refund in five days", LONG, "", "the bird is red"]
+    return TrainingList("faq", query, passages, True, np.full(4, np.nan, np.float32), max_length)
+
+
+def encoder(folder, best_part=False):
+    return ListEncoder(folder, loaded(folder).config.pad_token_id, best_part)
+
+
+def test_ids_are_those_that_scoring_gives(folder):
+    one = a_list()
+    expected = PairTokenizer.from_folder(folder, PairLimits(max_length=24)).encode(
+        [one.query] * 4, one.passages
+    )
+    found = encoder(folder).pairs(one)
+    assert [pair.ids for pair in found] == [
+        expected.token_ids[start:stop].tolist()
+        for start, stop in zip(expected.offsets[:-1], expected.offsets[1:], strict=True)
+    ]
+
+
+def test_the_best_part_of_a_long_passage_holds_most_of_the_question(tiny_bert):
+    passage = "the river bank " * 20 + "refund in five days " + "the red fish " * 20
+    one = TrainingList("faq", "refund in five days", [passage], True, np.full(1, np.nan, np.float32), 16)
+    (cut,), (best,) = encoder(tiny_bert).pairs(one), encoder(tiny_bert, best_part=True).pairs(one)
+    assert len(cut.ids) == len(best.ids) == 16
+    query = set(best.ids[1:5])
+    assert query <= set(best.ids[best.passage_at :])
+    assert not query & set(cut.ids[cut.passage_at :])
+
+
+@pytest.mark.parametrize("frozen", [None, 0, 1])
+def test_logits_are_transformers_own(folder, frozen):
+    model, lists = loaded(folder), encoder(folder)
+    batches = lists.batches(lists.pairs(a_list()), max_tokens=64)
+    assert len(batches) > 1
+    for batch in batches:
+        given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        types = {} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}
+        with torch.no_grad():
+            expected = model(**given, **types).logits[:, 0]
+        torch.testing.assert_close(
+            TrainedEncoder(model, frozen)(**given, **types), expected, atol=1e-5, rtol=1e-5
+        )
+
+
+def test_gradients_are_transformers_own(folder):
+    lists, (ours, theirs) = encoder(folder), (loaded(folder), loaded(folder))
+    (batch,) = lists.batches(lists.pairs(a_list()), max_tokens=1000)
+    given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if batch.token_type_ids is not None:
+        given["token_type_ids"] = batch.token_type_ids
+    TrainedEncoder(ours, None)(**given).square().sum().backward()
+    theirs(**given).logits.square().sum().backward()
+    for (name, own), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        expected = torch.zeros_like(other) if other.grad is None else other.grad
+        found = torch.zeros_like(own) if own.grad is None else own.grad
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_what_is_frozen_has_no_gradient(tiny_xlmr):
+    model, lists = loaded(tiny_xlmr), encoder(tiny_xlmr)
+    model.base_model.embeddings.requires_grad_(False)
+    model.base_model.encoder.layer[0].requires_grad_(False)
+    (batch,) = lists.batches(lists.pairs(a_list()), max_tokens=1000)
+    TrainedEncoder(model, 1)(batch.input_ids, batch.attention_mask).sum().backward()
+    moved = {name for name, one in model.named_parameters() if one.grad is not None}
+    assert moved
+    assert all("layer.1." in name or name.startswith("classifier") for name in moved)
+
+
+def test_the_loss_is_what_its_docstring_says():
+    logits = np.array([2.0, -1.0, 0.5, 0.3, 0.1, -0.2], np.float32)
+    teacher = np.array([5.0, 1.0, np.nan, 1.0, 2.0, 3.0], np.float32)
+    found = list_loss(
+        torch.from_numpy(logits),
+        [3, 3],
+        [True, False],
+        torch.from_numpy(teacher),
+        Loss(bce_weight=0.2, teacher_weight=0.3),
+    )
+    cross_entropy = -log_softmax(logits[:3])[0]
+    binary = np.mean(np.log1p(np.exp([-2.0, -1.0, 0.5])))
+    first = softmax(teacher[:2]) @ (log_softmax(teacher[:2]) - log_softmax(logits[:2]))
+    second = softmax(teacher[3:]) @ (log_softmax(teacher[3:]) - log_softmax(logits[3:]))
+    assert found.item() == pytest.approx((cross_entropy + 0.2 * binary + 0.3 * first + second) / 2, rel=1e-5)
+
+
+def test_a_list_that_nobody_scored_and_nobody_judged_teaches_nothing():
+    logits = torch.ones(3, requires_grad=True)
+    list_loss(logits, [3], [False], torch.full((3,), float("nan")), Loss()).backward()
+    assert logits.grad.tolist() == [0, 0, 0]
+
+
+def test_the_optimiser_is_adamw_with_clipping():
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.Linear(8, 4), torch.nn.Linear(8, 4)
+    theirs.load_state_dict(ours.state_dict())
+    optimizers = (
+        MasterAdamW([{"params": list(ours.parameters()), "lr": 0.01, "weight_decay": 0.1}], 1.0, (0.9, 0.98)),
+        torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1, betas=(0.9, 0.98)),
+    )
+    for _ in range(20):
+        rows = torch.randn(5, 8)
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            model(rows).square().sum().backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+
+
+def test_small_updates_of_a_bfloat16_model_are_not_lost():
+    parameter = torch.nn.Parameter(torch.full((4,), 100.0, dtype=torch.bfloat16))
+    optimizer = MasterAdamW([{"params": [parameter], "lr": 0.01, "weight_decay": 0.0}], 1e9, (0.9, 0.98))
+    for _ in range(100):  # a step of .01 is a fiftieth of what bfloat16 resolves near 100
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    assert parameter.tolist() == [99.0] * 4
+
+
+def test_lower_layers_learn_more_slowly(tiny_xlmr):
+    model = loaded(tiny_xlmr)
+    choice = Optimizer(learning_rate=1.0, head_learning_rate=5.0, layer_decay=0.5)
+    rates = {id(one): group["lr"] for group in parameter_groups(model, choice) for one in group["params"]}
+    assert len(rates) == sum(1 for _ in model.parameters())
+    named = {name: rates[id(one)] for name, one in model.named_parameters()}
+    assert named["classifier.dense.weight"] == 5.0
+    assert named["roberta.encoder.layer.1.output.dense.weight"] == 1.0
+    assert named["roberta.encoder.layer.0.output.dense.bias"] == 0.5
+    assert named["roberta.embeddings.word_embeddings.weight"] == 0.25

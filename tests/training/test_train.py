@@ -1,0 +1,147 @@
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from faq import settings, write_tables
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from rerank_udf import load_scorer
+from rerank_udf.errors import ConfigError
+from rerank_udf.training.lists import ListSampler
+from rerank_udf.training.settings import TrainingConfig
+from rerank_udf.training.train import train
+
+QUIET = Console(quiet=True)
+
+
+def configured(folder, base, **changes):
+    return TrainingConfig.model_validate(settings(folder, base, **changes))
+
+
+@pytest.fixture
+def faq(tmp_path):
+    write_tables(tmp_path)
+    return tmp_path
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def same(one, other):
+    return all(np.array_equal(one[name], other[name]) for name in one.keys() | other.keys())
+
+
+def test_a_trained_model_is_a_folder_that_scores_with_a_card(faq, tiny_xlmr):
+    folder = train(configured(faq, tiny_xlmr, card={"name": "faq", "licences": {"faq": "CC0"}}), QUIET)
+    logits = load_scorer(str(folder), precision="float32").logits(
+        ["where is refund1"], ["All about the refund1"]
+    )
+    assert np.isfinite(logits).all()
+    before, after = weights(tiny_xlmr), weights(folder)
+    assert before.keys() == after.keys()
+    assert not same(before, after)
+    card = (folder / "README.md").read_text()
+    assert card.startswith("# faq\n")
+    assert "| faq | 34 / 6 | 80 | qrels | 100% | CC0 |" in card
+    assert "| faq | 6 | " in card  # held-out figures
+    last = json.loads((faq / "work/development.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 6
+    assert {"first", "model"} <= last["nDCG@10"]["faq"].keys()
+
+
+def test_what_is_frozen_stays_bit_for_bit(faq, tiny_xlmr):
+    folder = train(configured(faq, tiny_xlmr, freeze={"embeddings": True, "layers": 1}), QUIET)
+    before, after = weights(tiny_xlmr), weights(folder)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed
+    assert all("layer.1." in name or name.startswith("classifier") for name in changed)
+
+
+def test_it_learns_what_it_is_shown(faq, tiny_bert):
+    """A list's logits come to follow the teacher's, which fall with the rank."""
+    raw = settings(faq, tiny_bert)
+    raw["sets"][0] |= {
+        "teacher": {"table": {"path": str(faq / "teacher.parquet")}},
+        "held_out": {"queries": 0},
+    }
+    raw["sets"][0] |= {"qrels": None, "negatives": [{"ranking": "candidates", "ranks": [1, 10], "count": 7}]}
+    raw |= {"optimizer": {"learning_rate": 5e-3}, "precision": "float32"}
+    raw["schedule"] |= {"steps": 60, "save_every": 60, "lists_per_step": 8, "average_last": 1}
+    trained = train(TrainingConfig.model_validate(raw), QUIET)
+    before, after = (agreement(faq, folder) for folder in (tiny_bert, trained))
+    assert after > before + 0.3, (before, after)
+
+
+def agreement(folder, model):
+    """Mean rank correlation of a model's logits with the teacher's, over the queries."""
+    tables = [pd.read_parquet(folder / f"{name}.parquet") for name in ("teacher", "queries", "passages")]
+    rows = tables[0].merge(tables[1], on="query_id").merge(tables[2], on="passage_id")
+    rows["own"] = load_scorer(str(model), precision="float32").logits(
+        list(rows["query"]), list(rows["passage"])
+    )
+    by_query = rows.groupby("query_id")
+    return np.mean([one["own"].corr(one["logit"], method="spearman") for _, one in by_query])
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(faq, tiny_xlmr, monkeypatch):
+    whole = train(configured(faq, tiny_xlmr, output=str(faq / "whole"), work=str(faq / "whole-work")), QUIET)
+    drawn = ListSampler.__getitem__
+
+    def stop_at_twenty(self, number):
+        if number == 20:
+            raise KeyboardInterrupt
+        return drawn(self, number)
+
+    monkeypatch.setattr(ListSampler, "__getitem__", stop_at_twenty)
+    with pytest.raises(KeyboardInterrupt):
+        train(configured(faq, tiny_xlmr), QUIET)
+    assert not (faq / "model").exists()
+    monkeypatch.setattr(ListSampler, "__getitem__", drawn)
+    lines = Console(record=True, width=200, file=io.StringIO())
+    again = train(configured(faq, tiny_xlmr), lines)
+    assert "going on from checkpoint-4" in lines.export_text()
+    assert same(weights(whole), weights(again))
+
+
+def test_a_finished_run_is_prolonged_from_before_its_rate_fell(faq, tiny_xlmr):
+    schedule = settings(faq, tiny_xlmr)["schedule"] | {"decay": 0.5, "average_last": 1, "evaluate_every": 100}
+    train(configured(faq, tiny_xlmr, schedule=schedule | {"steps": 8}), QUIET)
+    longer = schedule | {"steps": 12}
+    prolonged = train(configured(faq, tiny_xlmr, schedule=longer), QUIET)
+    straight = {"output": str(faq / "straight"), "work": str(faq / "straight-work"), "schedule": longer}
+    assert same(weights(prolonged), weights(train(configured(faq, tiny_xlmr, **straight), QUIET)))
+
+
+def test_another_run_in_the_same_folder_is_refused(faq, tiny_xlmr):
+    train(configured(faq, tiny_xlmr), QUIET)
+    with pytest.raises(ConfigError, match="holds a training run with another seed: give another work folder"):
+        train(configured(faq, tiny_xlmr, seed=1), QUIET)
+
+
+def test_the_weights_are_the_mean_of_the_last_checkpoints(faq, tiny_xlmr):
+    schedule = settings(faq, tiny_xlmr)["schedule"] | {"average_last": 1, "decay": 0.0}
+    parts = [
+        weights(
+            train(
+                configured(
+                    faq,
+                    tiny_xlmr,
+                    output=str(faq / f"{steps}"),
+                    work=str(faq / f"w{steps}"),
+                    schedule=schedule | {"steps": steps},
+                ),
+                QUIET,
+            )
+        )
+        for steps in (4, 6)
+    ]
+    averaged = weights(
+        train(configured(faq, tiny_xlmr, schedule=schedule | {"steps": 6, "average_last": 2}), QUIET)
+    )
+    name = "classifier.dense.weight"
+    np.testing.assert_allclose(averaged[name], (parts[0][name] + parts[1][name]) / 2, atol=1e-6)
+    assert not np.allclose(parts[0][name], parts[1][name], atol=1e-4)
