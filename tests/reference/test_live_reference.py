@@ -20,12 +20,16 @@ import pytest
 from make_models import write_model
 from reference_cases import CROSS_ENCODER, FLAG
 from reference_sentences import LANGUAGES
+from rich.console import Console
 from scipy.stats import kendalltau
+from training_world import settings, write_tables
 
 from rerank_udf import load_scorer
 from rerank_udf.errors import ModelError
 from rerank_udf.models import mini
 from rerank_udf.tokens import PairLimits, PairTokenizer
+from rerank_udf.training.settings import TrainingConfig
+from rerank_udf.training.train import train
 
 pytestmark = [pytest.mark.reference, pytest.mark.data, pytest.mark.slow]
 
@@ -212,3 +216,17 @@ def _mean_ndcg(logits: np.ndarray, relevance: np.ndarray, depth: int = 10) -> fl
     ideal = -np.sort(-relevance, axis=1)[:, :depth]
     gains, best = found @ discounts, ideal @ discounts
     return float(np.mean(np.divide(gains, best, out=np.zeros_like(gains), where=best > 0)))
+
+
+@pytest.mark.parametrize("kind", ["FlagReranker", "CrossEncoder"])
+def test_a_model_that_was_trained_here_loads_in_the_reference(
+    kind: str, ask: Callable[..., dict[str, Told]], tiny: Path, tmp_path: Path, sample: Sample
+) -> None:
+    write_tables(tmp_path)
+    config = TrainingConfig.model_validate(settings(tmp_path, tiny, freeze={"embeddings": True}))
+    folder = train(config, Console(quiet=True))
+    setting = next(name for name, one in SETTINGS.items() if one["reference"] == kind)
+    told = ask(folder, sample.pairs, setting)[setting]
+    scorer = load_scorer(folder, precision="float32", device="cpu", **_limits(setting))
+    difference = np.abs(scorer.logits(sample.queries, sample.passages) - told.logits)
+    assert difference.max() <= LOGIT_TOLERANCE

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from faq import TOPICS, settings, write_tables
+from training_world import TOPICS, settings, write_tables
 
 from rerank_udf.errors import ConfigError, InputError
 from rerank_udf.training.lists import ListSampler

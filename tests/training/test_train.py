@@ -4,9 +4,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from faq import settings, write_tables
 from rich.console import Console
 from safetensors.numpy import load_file
+from training_world import settings, write_tables
 
 from rerank_udf import load_scorer
 from rerank_udf.errors import ConfigError
