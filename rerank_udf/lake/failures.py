@@ -7,10 +7,11 @@ import re
 # What a disk, a file system or its rights say; wherever in a stack it stands, it is the cause.
 _PLACE = re.compile(
     r"[^\n]*(?:No space left on device|Disk quota exceeded|Read-only file system|Permission denied|"
-    r"Mkdirs failed to create)[^\n]*"
+    r"Mkdirs failed to create|DELTA_CANNOT_CREATE_LOG_PATH)[^\n]*"
 )
 _CAUSED = "Caused by: "
 _CLASS = re.compile(r"^(?:[\w$]+\.)+[\w$]+: ")
+_PY4J = re.compile(r"^An error occurred while calling [^\n]*\n:\s*")
 _LONGEST = 300
 
 
@@ -22,7 +23,7 @@ def innermost_cause(error: BaseException) -> str:
     found = place_failure(error)
     if found is not None:
         return found
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _PY4J.sub("", str(error)).splitlines() if line.strip()]
     causes = [line.removeprefix(_CAUSED) for line in lines if line.startswith(_CAUSED)]
     return (causes or lines or [type(error).__name__])[-1 if causes else 0][:_LONGEST]
 
@@ -30,4 +31,4 @@ def innermost_cause(error: BaseException) -> str:
 def place_failure(error: BaseException) -> str | None:
     """What a disk or its rights say in a message with Java stacks; None where neither is to blame."""
     found = _PLACE.findall(str(error))
-    return _CLASS.sub("", found[-1].strip().removeprefix(_CAUSED))[:_LONGEST] if found else None
+    return _CLASS.sub("", found[-1].strip().removeprefix(_CAUSED).removeprefix(": "))[:_LONGEST] if found else None

@@ -1,0 +1,46 @@
+"""Messages as Spark, Delta and py4j gave them, cut where only more of the same follows."""
+
+import pytest
+
+from rerank_udf.lake.failures import innermost_cause, place_failure
+
+DELTA = (
+    "An error occurred while calling o1567.save.\n"
+    ": org.apache.spark.sql.delta.DeltaIOException: [DELTA_CANNOT_CREATE_LOG_PATH] Cannot create file:/disk/_delta_log\n"
+    "\tat org.apache.spark.sql.delta.DeltaErrorsBase.cannotCreateLogPathException(DeltaErrors.scala:2022)\n"
+)
+FULL = (
+    "An error occurred while calling o99.parquet.\n: org.apache.spark.SparkException: Job aborted.\n"
+    "\tat org.apache.spark.sql.errors.QueryExecutionErrors$.jobAbortedError(QueryExecutionErrors.scala:1)\n"
+    "Caused by: java.io.IOException: No space left on device\n\tat java.base/java.io.FileOutputStream.writeBytes\n"
+)
+OTHER = (
+    "An error occurred while calling o5.collect.\n: org.apache.spark.SparkException: Job aborted.\n"
+    "\tat org.apache.spark.Foo\nCaused by: java.lang.IllegalStateException: half a block\n\tat org.apache.Bar\n"
+)
+BARE = "An error occurred while calling o7.load.\n: java.lang.IllegalArgumentException: no such thing\n\tat a.b.C\n"
+
+
+@pytest.mark.parametrize(
+    ("message", "place"),
+    [
+        (DELTA, "[DELTA_CANNOT_CREATE_LOG_PATH] Cannot create file:/disk/_delta_log"),
+        (FULL, "No space left on device"),
+        (OTHER, None),
+    ],
+)
+def test_what_a_disk_says_is_found_anywhere_in_a_stack(message, place):
+    assert place_failure(RuntimeError(message)) == place
+
+
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        (OTHER, "java.lang.IllegalStateException: half a block"),
+        (BARE, "java.lang.IllegalArgumentException: no such thing"),
+        ("plain words\nand more", "plain words"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_the_innermost_cause_is_one_line(message, cause):
+    assert innermost_cause(RuntimeError(message)) == cause
