@@ -6,7 +6,7 @@ from rerank_udf.lake.failures import innermost_cause, place_failure
 
 DELTA = (
     "An error occurred while calling o1567.save.\n"
-    ": org.apache.spark.sql.delta.DeltaIOException: [DELTA_CANNOT_CREATE_LOG_PATH] Cannot create file:/disk/_delta_log\n"
+    ": org.apache.spark.sql.delta.DeltaIOException: [DELTA_CANNOT_CREATE_LOG_PATH] Cannot create file:/d/_delta_log\n"
     "\tat org.apache.spark.sql.delta.DeltaErrorsBase.cannotCreateLogPathException(DeltaErrors.scala:2022)\n"
 )
 FULL = (
@@ -24,7 +24,7 @@ BARE = "An error occurred while calling o7.load.\n: java.lang.IllegalArgumentExc
 @pytest.mark.parametrize(
     ("message", "place"),
     [
-        (DELTA, "[DELTA_CANNOT_CREATE_LOG_PATH] Cannot create file:/disk/_delta_log"),
+        (DELTA, "[DELTA_CANNOT_CREATE_LOG_PATH] Cannot create file:/d/_delta_log"),
         (FULL, "No space left on device"),
         (OTHER, None),
     ],
