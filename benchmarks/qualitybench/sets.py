@@ -1,0 +1,90 @@
+"""The evaluation sets as lists of candidates: XQuAD in a language and across languages, Cranfield."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+XQUAD, CROSS, CRANFIELD = "xquad", "xquad-cross", "cranfield"
+DEPTHS = {XQUAD: 20, CROSS: 20, CRANFIELD: 100}
+FIRST_STAGES = {XQUAD: "BM25", CROSS: "e5", CRANFIELD: "BM25"}
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """One set, all its languages: `candidates` (query_id, passage_id, score, rank, group), ids unique over languages.
+
+    `group`: the language; `clusters`: query_id → the paragraph that was asked about, in whichever language.
+    """
+
+    name: str
+    queries: dict[str, str]
+    passages: dict[str, str]
+    candidates: pd.DataFrame
+    qrels: pd.DataFrame
+    groups: dict[str, str]
+    clusters: dict[str, str]
+
+    @property
+    def first_stage(self) -> str:
+        """Whose order the candidates are in."""
+        return FIRST_STAGES[self.name]
+
+
+def read_set(data: Path, name: str, questions: int | None, depth: int) -> EvaluationSet:
+    """All languages of a set; of each the same evenly chosen `questions` (None: all)."""
+    folders = sorted((data / name).iterdir()) if name != CRANFIELD else [data / CRANFIELD]
+    parts = [_read_folder(folder, questions, depth) for folder in folders]
+    return EvaluationSet(
+        name,
+        {key: text for part in parts for key, text in part.queries.items()},
+        {key: text for part in parts for key, text in part.passages.items()},
+        pd.concat([part.candidates for part in parts], ignore_index=True),
+        pd.concat([part.qrels for part in parts], ignore_index=True),
+        {key: group for part in parts for key, group in part.groups.items()},
+        {key: cluster for part in parts for key, cluster in part.clusters.items()},
+    )
+
+
+def _read_folder(folder: Path, questions: int | None, depth: int) -> EvaluationSet:
+    group = folder.name
+    tables = {
+        name: pd.read_parquet(folder / f"{name}.parquet")
+        for name in ("queries", "passages", "candidates", "qrels")
+    }
+    asked = _evenly(sorted(set(tables["queries"]["query_id"])), questions)
+    qrels = tables["qrels"][tables["qrels"]["query_id"].isin(asked)]
+    clusters = qrels.groupby("query_id")["passage_id"].first().to_dict()
+    candidates = tables["candidates"]
+    candidates = candidates[candidates["query_id"].isin(asked) & (candidates["rank"] <= depth)]
+    queries = tables["queries"][tables["queries"]["query_id"].isin(asked)]
+    return EvaluationSet(
+        folder.parent.name if group != CRANFIELD else CRANFIELD,
+        {f"{group}/{key}": text for key, text in _pairs(queries, "query_id", "query")},
+        {f"{group}/{key}": text for key, text in _pairs(tables["passages"], "passage_id", "passage")},
+        _prefixed(candidates, group).assign(group=group),
+        _prefixed(qrels, group),
+        {f"{group}/{key}": group for key in queries["query_id"]},
+        {f"{group}/{key}": cluster if group != CRANFIELD else key for key, cluster in clusters.items()},
+    )
+
+
+def _pairs(table: pd.DataFrame, key: str, value: str) -> Iterator[tuple[str, str]]:
+    return zip(table[key], table[value], strict=True)
+
+
+def _prefixed(table: pd.DataFrame, group: str) -> pd.DataFrame:
+    return table.assign(
+        query_id=f"{group}/" + table["query_id"].astype(str),
+        passage_id=f"{group}/" + table["passage_id"].astype(str),
+    )
+
+
+def _evenly(ids: list[str], count: int | None) -> list[str]:
+    if count is None or count >= len(ids):
+        return ids
+    return [ids[place] for place in np.linspace(0, len(ids) - 1, count).round().astype(int)]

@@ -1,0 +1,74 @@
+"""What orders the candidates: a model's logits (kept, so that nothing is scored twice), e5, and mixtures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from qualitybench.sets import EvaluationSet
+
+from rerank_udf import load_scorer
+from rerank_udf.models import local_folder, resolve_model
+from rerank_udf.training.mini.e5 import PASSAGE, QUERY, BiEncoder, cached_vectors
+
+
+def model_logits(
+    one: EvaluationSet, work: Path, model: str, precision: str, max_length: int, revision: str | None = None
+) -> pd.Series:
+    """float32, one a candidate; kept in `work` by language, for a run that is stopped."""
+    digests = sorted(resolve_model(model, revision).digests.items())
+    name = hashlib.sha256(repr((digests, precision, max_length)).encode()).hexdigest()[:12]
+    found = []
+    scorer = None
+    for group, rows in one.candidates.groupby("group", sort=True):
+        keys = rows["query_id"] + "\t" + rows["passage_id"]
+        path = work / name / f"{one.name}-{group}.parquet"
+        known = pd.read_parquet(path)["logit"] if path.is_file() else pd.Series(dtype=np.float32)
+        new = keys[~keys.isin(known.index)]
+        if len(new):
+            scorer = scorer or load_scorer(
+                str(local_folder(resolve_model(model, revision))), precision=precision, max_length=max_length
+            )
+            texts = rows.loc[new.index]
+            logits = scorer.logits(
+                [one.queries[key] for key in texts["query_id"]],
+                [one.passages[key] for key in texts["passage_id"]],
+            )
+            known = pd.concat([known, pd.Series(logits, index=list(new), dtype=np.float32)])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            known.rename("logit").to_frame().to_parquet(path)
+        found.append(pd.Series(known.loc[keys].to_numpy(), index=rows.index))
+    return pd.concat(found).reindex(one.candidates.index)
+
+
+def e5_cosines(one: EvaluationSet, work: Path) -> pd.Series:
+    """multilingual-e5-small as a bi-encoder on the same candidates."""
+    encoder = BiEncoder(max_tokens=512)
+    sides = []
+    for column, texts, prefix in (("query_id", one.queries, QUERY), ("passage_id", one.passages, PASSAGE)):
+        vectors = cached_vectors(encoder, list(texts.values()), prefix, work / "vectors")
+        place = pd.Series(range(len(texts)), index=list(texts))
+        sides.append(vectors[place.loc[one.candidates[column]].to_numpy()].astype(np.float32))
+    return pd.Series(np.einsum("ij,ij->i", *sides), index=one.candidates.index)
+
+
+def min_max(one: EvaluationSet, parts: Mapping[str, float], scores: Mapping[str, pd.Series]) -> pd.Series:
+    """Σ weight × the score brought to [0, 1] within each query, as `ranking.fusion: min_max` does."""
+    total = pd.Series(0.0, index=one.candidates.index)
+    for name, weight in parts.items():
+        by_query = scores[name].astype(np.float64).groupby(one.candidates["query_id"])
+        low, high = by_query.transform("min"), by_query.transform("max")
+        total += weight * ((scores[name] - low) / (high - low).where(high > low, np.inf))
+    return total
+
+
+def ranked(one: EvaluationSet, scores: pd.Series, depth: int | None = None) -> pd.DataFrame:
+    """query_id, passage_id, rank by falling score, ties in first-stage order; beyond `depth` as they were."""
+    rows = one.candidates.assign(own=scores)
+    if depth is not None:
+        rows["own"] = rows["own"].where(rows["rank"] <= depth, -np.inf)
+    rows = rows.sort_values(["query_id", "own", "rank"], ascending=[True, False, True], kind="stable")
+    return rows.assign(rank=rows.groupby("query_id").cumcount() + 1)[["query_id", "passage_id", "rank"]]
