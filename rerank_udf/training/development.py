@@ -63,22 +63,25 @@ def measure(lists: Sequence[HeldOutList], score: Score, seed: int) -> Evaluation
     """nDCG@10 and RR@10 of the model, beside the first stage's and the teacher's, by set."""
     found = score([one.texts for one in lists])
     first = [np.arange(len(one.passage_ids), 0, -1, dtype=np.float32) for one in lists]
-    baselines = {FIRST: _ranking(lists, first)}
+    baselines = {FIRST: ranking_of(lists, first)}
     if any(len(one.teacher) and not np.isnan(one.teacher).all() for one in lists):
         taught = [
             np.nan_to_num(one.teacher, nan=-np.inf) if len(one.teacher) else order
             for one, order in zip(lists, first, strict=True)
         ]
-        baselines[TEACHER] = _ranking(lists, taught)
+        baselines[TEACHER] = ranking_of(lists, taught)
     qrels = pd.DataFrame(
         [(one.key, passage, 1) for one in lists for passage in one.relevant_ids],
         columns=[QUERY_ID, PASSAGE_ID, RELEVANCE],
     )
     groups = pd.DataFrame({QUERY_ID: [one.key for one in lists], SET: [one.texts.set_name for one in lists]})
-    return evaluate(_ranking(lists, found), qrels, baseline=baselines, group_by=groups, name=MODEL, seed=seed)
+    return evaluate(
+        ranking_of(lists, found), qrels, baseline=baselines, group_by=groups, name=MODEL, seed=seed
+    )
 
 
-def _ranking(lists: Sequence[HeldOutList], scores: Sequence[Floats]) -> pd.DataFrame:
+def ranking_of(lists: Sequence[HeldOutList], scores: Sequence[Floats]) -> pd.DataFrame:
+    """query_id, passage_id, rank by falling score, ties in first-stage order."""
     rows: list[tuple[str, str, int]] = []
     for one, values in zip(lists, scores, strict=True):
         order: Ints = np.argsort(-values, kind="stable")

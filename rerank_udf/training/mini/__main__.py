@@ -22,6 +22,7 @@ from rerank_udf.models import mini
 from rerank_udf.models.checkpoint import WEIGHTS_FILE
 from rerank_udf.training.mini.collections import read_all
 from rerank_udf.training.mini.e5 import BiEncoder
+from rerank_udf.training.mini.fusion import weights_on_held_out
 from rerank_udf.training.mini.recipe import STEPS, recipe
 from rerank_udf.training.mini.tables import write_tables
 from rerank_udf.training.output import CARD_FILE
@@ -46,7 +47,14 @@ def main(data: Path, work: Path, steps: int, start: Path | None, tables_only: bo
         if tables_only:
             return
         base = base_model(work / "base", start)
-        output = train(recipe(base, work, work / "model", steps), console)
+        config = recipe(base, work, work / "model", steps)
+        output = train(config, console)
+        weights = weights_on_held_out(config, output)
+        console.print(
+            "nDCG@10 by the model's weight in a min-max mixture with the first stage, held-out queries"
+        )
+        console.print(weights.round(4).to_string(), highlight=False)
+        weights.round(4).to_json(output / "fusion.json", orient="index", indent=1)
         console.print(f"{output}: load_scorer({str(output)!r})")
         if install:
             install_layers(output)
