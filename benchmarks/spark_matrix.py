@@ -25,6 +25,7 @@ TESTS = (
     "tests/spark/test_pipeline.py",
     "tests/spark/test_transform.py",
     "tests/spark/test_udf.py",
+    "tests/spark/test_evaluate_tables.py",
 )
 _SUMMARY = re.compile(r"^=*\s*(\d+ (?:passed|failed|error|skipped|deselected).*?)\s*=*$")
 

@@ -18,7 +18,7 @@ import click
 from rich.console import Console
 
 from rerank_udf import __version__
-from rerank_udf.config import JobConfig, Model, load_config, parse_section
+from rerank_udf.config import JobConfig, Model, load_config, load_settings, parse_section
 from rerank_udf.errors import ConfigError, RerankError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from rerank_udf.engine.doctor import ClusterReport, DoctorReport
     from rerank_udf.lake.store import Change, ScoreStore
+    from rerank_udf.spark.evaluation import SparkEvaluation
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -71,18 +72,42 @@ def rerank(config_path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
     report = run_rerank(spark, config, console, command=_command_line())
     console.print(report.table())
     if config.evaluation.qrels is not None and config.output.layout == "rows":
-        _print_evaluation(spark, config, None)
+        from rerank_udf.spark.judged import write_evaluation
+
+        write_evaluation(spark, config, report, _print_evaluation(spark, config, None), console)
 
 
 @cli.command()
 @_job_options
 @click.option(
+    "--ranking",
+    "rankings",
+    multiple=True,
+    metavar="NAME=PLACE",
+    help="Another ranking beside the job's own: a path or a table's name; may be repeated.",
+)
+@click.option(
     "--out", metavar="FOLDER", help="Also write summary.json, summary.parquet and per_query.parquet here."
 )
-def evaluate(config_path: str, overrides: tuple[str, ...], out: str | None) -> None:
+def evaluate(
+    config_path: str, overrides: tuple[str, ...], rankings: tuple[str, ...], out: str | None
+) -> None:
     """Measure the published table against evaluation.qrels and the first stage."""
-    config = load_config(config_path, overrides)
-    _print_evaluation(_session("rerank-udf evaluate"), config, out)
+    config, others = load_config(config_path, overrides), _named_places(rankings)
+    _print_evaluation(_session("rerank-udf evaluate"), config, out, others)
+
+
+def _named_places(given: Sequence[str]) -> dict[str, str]:
+    """Each NAME=PLACE of --ranking."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, place = text.partition("=")
+        if not name or not place or name in found:
+            raise ConfigError(
+                f"--ranking takes NAME=PLACE, a path or a table's name, each name once; found {text!r}"
+            )
+        found[name] = place
+    return found
 
 
 @cli.command()
@@ -251,6 +276,33 @@ def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: st
 
 
 @cli.command()
+@_job_options
+@click.option(
+    "--dry-run", is_flag=True, help="Read the tables, print what would be learnt, and load no model."
+)
+def train(config_path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Train a cross-encoder on tables of the job's contract; the same command again goes on."""
+    from rerank_udf.training.settings import TrainingConfig
+
+    config = load_settings(config_path, overrides, TrainingConfig, "conf/train.yaml")
+    if config.needs_spark():
+        from rerank_udf.spark.training_tables import exported
+
+        config = exported(_session("rerank-udf train"), config)
+    try:
+        from rerank_udf.training.train import preview, train
+    except ModuleNotFoundError as missing:
+        raise ConfigError(
+            f"training needs the package {missing.name!r}: pip install 'rerank-udf[train]'"
+        ) from missing
+    if dry_run:
+        preview(config, _console())
+        return
+    folder = train(config, _console())
+    _console().print(f"model  {folder}    card  {folder / 'README.md'}", soft_wrap=True)
+
+
+@cli.command()
 @click.option("--spark", "on_spark", is_flag=True, help="Examine every executor of the Spark session.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 @click.option("--model", metavar="NAME", help="mini (the default), a hub id, or a path.")
@@ -340,16 +392,19 @@ def _print_estimate(spark: SparkSession, config: JobConfig) -> None:
         console.print(f"time     about {clock(found.seconds)} at the {speed}", highlight=False)
 
 
-def _print_evaluation(spark: SparkSession, config: JobConfig, out: str | None) -> None:
+def _print_evaluation(
+    spark: SparkSession, config: JobConfig, out: str | None, others: dict[str, str] | None = None
+) -> SparkEvaluation:
     from rerank_udf.spark.assess import assess
 
-    evaluation = assess(spark, config)
+    evaluation = assess(spark, config, others)
     console = _console()
     for measure in evaluation.settings["measures"]:
         console.print(evaluation.table(measure))
     if out:
         evaluation.write(out)
         console.print(f"written to {out}", markup=False)
+    return evaluation
 
 
 def _session(name: str) -> SparkSession:
@@ -389,10 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("RERANK_UDF_DEBUG"):
             raise
-        told = _worker_error(error) or _place_error(error)
-        _fail(
-            told or f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}", 1
-        )
+        _fail(_worker_error(error) or _place_error(error) or _any_error(error), 1)
 
 
 def _worker_error(error: Exception) -> str | None:
@@ -412,6 +464,13 @@ def _place_error(error: Exception) -> str | None:
     if found is None:
         return None
     return f"{found}; nothing was published, and finished scores are kept: mend it and run the same command again"
+
+
+def _any_error(error: Exception) -> str:
+    """The kind of error, and its innermost cause where Spark wraps one."""
+    from rerank_udf.lake.failures import innermost_cause
+
+    return f"{type(error).__name__}: {innermost_cause(error)}" if str(error).strip() else type(error).__name__
 
 
 def _fail(message: str, code: int) -> None:

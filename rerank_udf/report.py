@@ -66,6 +66,7 @@ class RunReport:
     store: dict[str, Any] = field(default_factory=dict)
     waves: list[dict[str, Any]] = field(default_factory=list)
     output: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
     evaluation: list[dict[str, Any]] = field(default_factory=list)
 
     @contextmanager

@@ -30,6 +30,7 @@ def run(console: Console) -> None:
         raise ConfigError(f"no {SETTINGS} here: run the demo from the root of a checkout (make demo)")
     config = load_config(SETTINGS)
     from rerank_udf.spark.assess import FIRST, FUSED, assess, system_name
+    from rerank_udf.spark.judged import write_evaluation
     from rerank_udf.spark.pipeline import run_rerank
     from rerank_udf.spark.session import job_session
 
@@ -53,9 +54,11 @@ def run(console: Console) -> None:
     console.print(systems, highlight=False)
     folder = Path(config.run.report) / "evaluation"
     evaluation.write(folder)
+    write_evaluation(spark, config, report, evaluation, console)
     for told in _again(spark, config):
         console.print(told, highlight=False)
-    console.print(f"report  {report.output['report']}    evaluation  {folder}", highlight=False)
+    shown = report.output.get("page", report.output["report"])
+    console.print(f"report  {shown}    evaluation  {folder}", highlight=False)
     console.print(f"table   {report.output['path']}", highlight=False)
     console.print("yours   rerank-udf rerank --config conf/rerank.yaml --dry-run", highlight=False)
 

@@ -10,7 +10,7 @@ scores in different ways, and scores that differ in float64 can be equal in a me
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,14 @@ except ModuleNotFoundError as missing:
         "install the extra with pip install 'rerank-udf[eval]'."
     ) from missing
 
-from rerank_udf.evaluation.comparison import per_query, summarise
+from rerank_udf.evaluation import contract
+from rerank_udf.evaluation.comparison import Comparison, local_figures, per_query, summarise
+from rerank_udf.evaluation.counting import counts_of
 from rerank_udf.evaluation.groups import Groups
 from rerank_udf.evaluation.loading import Rows, TableLike, load
 from rerank_udf.evaluation.measures import parse_measures
 from rerank_udf.evaluation.runs import Names, Run
-from rerank_udf.evaluation.significance import BOOTSTRAPS
+from rerank_udf.evaluation.significance import BOOTSTRAP_CLUSTERS, BOOTSTRAPS
 from rerank_udf.evaluation.study import CANDIDATES, ORACLE, RANDOM, Study, random_shuffles
 from rerank_udf.evaluation.terminal import render
 
@@ -70,12 +72,18 @@ class Evaluation:
         """Write summary.json (settings, counts, rows), summary.parquet, per_query.parquet into `folder`."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        rows = [{str(k): _plain(v) for k, v in row.items()} for row in self.summary.to_dict("records")]
-        document = {"settings": self.settings, "counts": self.counts, "summary": rows}
-        text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-        (target / "summary.json").write_text(text, encoding="utf-8")
+        (target / "summary.json").write_text(self.document(), encoding="utf-8")
         self.summary.to_parquet(target / "summary.parquet", index=False)
         self.per_query.to_parquet(target / "per_query.parquet", index=False)
+
+    def document(self) -> str:
+        """summary.json: the settings, the counts, the summary's rows."""
+        found = {"settings": self.settings, "counts": self.counts, "summary": self.rows()}
+        return json.dumps(found, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The summary's rows in Python's own types; None for what is missing."""
+        return [{str(k): _plain(v) for k, v in row.items()} for row in self.summary.to_dict("records")]
 
     def table(self, measure: str | None = None, *, decimals: int = 3) -> Group:
         """One measure (the first by default) for a terminal: a row per group, what it rests on below.
@@ -116,48 +124,83 @@ def evaluate(
       all groups (and "all") × measures of one system. Judged@k says something of the qrels and nothing of a
       ranking's quality: it is shown, not tested.
     - `ci_low`, `ci_high`: 95 % interval of the mean difference by 10,000 paired bootstraps over clusters.
-      Each group starts from `seed`, so that its interval does not depend on the groups beside it.
-    - `oracle` sorts the candidates by relevance, `random` is the mean of seeded shuffles. The candidates
-      are the baseline's first `depth`, or the ranking's own where there is no baseline.
+      Each group starts from `seed`, so that its interval does not depend on the groups beside it. A group of
+      more than 20,000 clusters has the interval that bootstraps converge to (`Moments.interval`).
+    - `oracle` sorts the candidates by relevance, `random` is the mean of shuffles that depend on the seed and
+      the query alone. The candidates are the baseline's first `depth`, or the ranking's own where there is no
+      baseline.
 
     Raises InputError for a table that breaks its contract (column and id are named) and for qrels that name
     no query of the ranking; ConfigError for an unknown measure and for a name used twice.
     """
     parsed = parse_measures(measures)
     named = _named_baselines(baseline, name)
-    if depth is not None and depth < 1:
-        raise ConfigError(f"depth is {depth}; a number of candidates from 1, or None for all, is expected.")
+    check_depth(depth)
     first = next(iter(named), None)
     judgements, ranked = load(qrels, "qrels", RELEVANCE), load(ranking, "ranking", RANK)
     _check_common_queries(ranked, judgements)
     rankings = {n: load(table, f"baseline {n!r}", RANK) for n, table in named.items()} | {name: ranked}
 
     names = Names.of(judgements, rankings.values())
-    study = Study(names, names.nested(*names.arrange(judgements)), parsed, seed)
+    shuffles = random_shuffles(len(names.queries))
+    study = Study(names, names.nested(*names.arrange(judgements)), parsed, seed, shuffles)
     runs = {system: Run.of(rows, judgements, names) for system, rows in rankings.items()}
     pool = runs[name if first is None else first].first(depth)
     values = study.measure_all(runs, pool)
     groups = Groups.of(names.queries, group_by, clusters)
-    summary = summarise(study, values, groups, systems=list(runs), baseline=first)
+    comparison = Comparison(list(values), [str(m) for m in parsed], list(runs), first)
+    figures = local_figures(values, groups, comparison, seed)
+    summary = summarise(figures, list(groups.frame.columns), comparison)
 
-    counts = _counts(judgements, ranked, runs, name) | {
-        "rows_beyond_candidates": runs[name].absent_from(pool),
+    counts = counts_of(judgements, ranked, runs, pool) | {
         "depth": pool.depth(),
         "clusters": len(set(groups.clusters)),
-        "tests": int(summary.groupby("system")["p_holm"].count().max()),
+        "tests": tests_of(summary),
     }
-    settings = {
-        "measures": [str(m) for m in parsed],
-        "ranking": name,
-        "baseline": first,
-        "systems": list(runs),
-        "group_by": list(groups.frame.columns),
+    settings = settings_of(comparison, summary, list(groups.frame.columns), seed, len(names.queries))
+    return Evaluation(summary, per_query(names.queries, values, groups), counts, settings)
+
+
+def settings_of(
+    comparison: Comparison, summary: pd.DataFrame, group_by: list[str], seed: int, queries: int
+) -> dict[str, Any]:
+    """`Evaluation.settings`; `expansion_groups` are those whose interval is not by bootstraps: they are too large."""
+    large = summary[summary["ci_low"].notna() & (summary["n_clusters"] > BOOTSTRAP_CLUSTERS)]
+    return {
+        "measures": list(comparison.measures),
+        "ranking": comparison.systems[-1],
+        "baseline": comparison.baseline,
+        "systems": list(comparison.systems),
+        "group_by": group_by,
         "seed": seed,
         "bootstraps": BOOTSTRAPS,
-        "random_shuffles": random_shuffles(len(names.queries)),
+        "expansion_groups": list(dict.fromkeys(large["group"])),
+        "random_shuffles": random_shuffles(queries),
         "ir_measures": ir_measures.__version__,
     }
-    return Evaluation(summary, per_query(study, values, groups), counts, settings)
+
+
+def tests_of(summary: pd.DataFrame) -> int:
+    """The size of Holm's family."""
+    return int(summary.groupby("system")["p_holm"].count().max())
+
+
+def check_depth(depth: int | None) -> None:
+    """Raise ConfigError for a depth that leaves nothing."""
+    if depth is not None and depth < 1:
+        raise ConfigError(f"depth is {depth}; a number of candidates from 1, or None for all, is expected.")
+
+
+def check_names(ranking: str, baselines: Iterable[str]) -> None:
+    """Raise ConfigError where two systems would have one name."""
+    others = list(baselines)
+    made_here = {ORACLE, RANDOM, CANDIDATES}
+    taken = (made_here & {ranking, *others}) | ({ranking} & set(others))
+    if taken:
+        raise ConfigError(
+            f"The system name {min(taken)!r} is used twice: {ORACLE}, {RANDOM} and {CANDIDATES} are made "
+            f"here, and {ranking!r} is the ranking. Give each baseline a name of its own."
+        )
 
 
 def _named_baselines(baseline: TableLike | Mapping[str, TableLike] | None, name: str) -> dict[str, TableLike]:
@@ -165,39 +208,16 @@ def _named_baselines(baseline: TableLike | Mapping[str, TableLike] | None, name:
         named: dict[str, TableLike] = {}
     else:
         named = dict(baseline) if isinstance(baseline, Mapping) else {"first stage": baseline}
-    made_here = {ORACLE, RANDOM, CANDIDATES}
-    taken = (made_here & {name, *named}) | ({name} & named.keys())
-    if taken:
-        raise ConfigError(
-            f"The system name {min(taken)!r} is used twice: {ORACLE}, {RANDOM} and {CANDIDATES} are made "
-            f"here, and {name!r} is the ranking. Give each baseline a name of its own."
-        )
+    check_names(name, named)
     return named
 
 
 def _check_common_queries(ranked: Rows, judgements: Rows) -> None:
     if not judgements.queries:
-        raise InputError("qrels has no rows; at least one judged passage is needed to measure anything.")
+        raise InputError(contract.NO_QRELS)
     if set(ranked.queries).isdisjoint(judgements.queries):
-        found = f"has {ranked.queries[0]!r}" if ranked.queries else "is empty"
-        raise InputError(
-            "The qrels name no query of the ranking: the first query_id of the qrels is "
-            f"{judgements.queries[0]!r}, the ranking {found}. Check that both are of one collection."
-        )
-
-
-def _counts(qrels: Rows, ranked: Rows, runs: Mapping[str, Run], name: str) -> dict[str, int]:
-    """Which queries count, which do not, and how many judgements there are."""
-    absent = {s: len(qrels.queries) - len(np.unique(run.query)) for s, run in runs.items()}
-    relevant = len(np.unique(qrels.query[qrels.value > 0]))
-    return {
-        "queries": len(qrels.queries),
-        "queries_without_qrels": len(set(ranked.queries).difference(qrels.queries)),
-        "queries_without_candidates": absent[name],
-        **{f"queries_without_candidates[{s}]": n for s, n in absent.items() if s != name},
-        "queries_without_relevant": len(qrels.queries) - relevant,
-        "judged_candidates": int(runs[name].judged.sum()),
-    }
+        first = ranked.queries[0] if ranked.queries else None
+        raise InputError(contract.no_common_query(judgements.queries[0], first))
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import datetime
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,13 @@ import numpy as np
 import pandas as pd
 
 from rerank_udf.errors import InputError
+from rerank_udf.evaluation import contract
 from rerank_udf.evaluation.loading import select, string_ids
 from rerank_udf.evaluation.significance import Ints
 from rerank_udf.evaluation.study import ALL, SUMMARY_COLUMNS
 from rerank_udf.tables import QUERY_ID
+
+NO_VALUE = "(none)"
 
 
 @dataclass(frozen=True)
@@ -36,19 +40,36 @@ class Groups:
     def of(query_ids: list[str], group_by: Any, clusters: Any) -> Groups:
         """From mappings or tables; raises InputError where they do not fit the queries."""
         frame = _attributes(query_ids, group_by, "group_by", "group")
-        members = [_Group(ALL, {}, np.arange(len(query_ids)))]
-        rows_of: dict[tuple[str, ...], list[int]] = {}
-        for row, found in enumerate(frame.itertuples(index=False, name=None)):
-            rows_of.setdefault(found, []).append(row)
-        for found in sorted(rows_of) if frame.shape[1] else []:
-            named = dict(zip(frame.columns, found, strict=True))
-            members.append(_Group(" · ".join(found), named, np.asarray(rows_of[found])))
         named_clusters = _attributes(query_ids, clusters, "clusters", "cluster")
         if named_clusters.shape[1] > 1:
             have = ", ".join(named_clusters.columns)
             raise InputError(f"clusters has the columns {have} beside query_id; one is expected.")
         names = named_clusters.iloc[:, 0].tolist() if named_clusters.shape[1] else query_ids
-        return Groups(frame, members, names, np.unique(names, return_inverse=True)[1])
+        return Groups.arranged(frame, names)
+
+    @staticmethod
+    def arranged(frame: pd.DataFrame, clusters: list[str]) -> Groups:
+        """From what is known of each query, in the queries' order; `frame`: text, and perhaps no columns."""
+        members = [_Group(ALL, {}, np.arange(len(clusters)))]
+        rows_of: dict[tuple[str, ...], list[int]] = {}
+        for row, found in enumerate(frame.itertuples(index=False, name=None)):
+            rows_of.setdefault(found, []).append(row)
+        for found in sorted(rows_of) if frame.shape[1] else []:
+            named = dict(zip(frame.columns, found, strict=True))
+            members.append(_Group(group_label(found), named, np.asarray(rows_of[found])))
+        return Groups(frame, members, clusters, np.unique(clusters, return_inverse=True)[1])
+
+
+def group_label(found: Sequence[str]) -> str:
+    """What a group is called: its value in every grouping column."""
+    return " · ".join(found)
+
+
+def as_text(value: Any) -> str:
+    """A group's or a cluster's value as it is shown; a moment in UTC, whatever the session's time zone."""
+    if isinstance(value, datetime.datetime) and value.tzinfo is not None:
+        value = value.astimezone(datetime.timezone.utc)
+    return NO_VALUE if value is None else str(value)
 
 
 def _attributes(query_ids: list[str], source: Any, label: str, column: str) -> pd.DataFrame:
@@ -65,17 +86,14 @@ def _attributes(query_ids: list[str], source: Any, label: str, column: str) -> p
         raise InputError(f"{label} has the column {QUERY_ID} only; at least one more is expected.")
     taken = [c for c in columns if c in SUMMARY_COLUMNS]
     if taken:
-        raise InputError(f"{label} has a column {taken[0]!r}, a name that the summary needs; rename it.")
+        raise InputError(contract.reserved_column(label, taken[0]))
     row_of = {key: row for row, key in enumerate(keys)}
     if len(row_of) < len(keys):
         twice = next(k for row, k in enumerate(keys) if row_of[k] != row)
-        raise InputError(f"{label}: {QUERY_ID} {twice!r} stands there more than once; keep one.")
+        raise InputError(contract.several_rows(label, twice))
     unknown = [q for q in query_ids if q not in row_of]
     if unknown:
-        raise InputError(
-            f"{label} says nothing of {len(unknown):,} queries of the qrels, the first {unknown[0]!r}; "
-            "every evaluated query needs a row."
-        )
+        raise InputError(contract.without_attribute(label, len(unknown), unknown[0]))
     rows = [row_of[q] for q in query_ids]
-    texts = {c: ["(none)" if v[r] is None else str(v[r]) for r in rows] for c, v in columns.items()}
+    texts = {c: [as_text(v[r]) for r in rows] for c, v in columns.items()}
     return pd.DataFrame(texts, dtype=object)

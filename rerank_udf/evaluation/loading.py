@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from rerank_udf.errors import InputError
+from rerank_udf.evaluation import contract
 from rerank_udf.evaluation.significance import Ints
 from rerank_udf.tables import PASSAGE_ID, QUERY_ID, RANK
 
@@ -40,50 +41,47 @@ def load(source: TableLike, label: str, value: str) -> Rows:
     ids = {c: string_ids(table, c, label) for c in (QUERY_ID, PASSAGE_ID)}
     kind = table.schema.field(value).type
     if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
-        raise InputError(
-            f"{label}: column {value!r} has the type {kind}; whole numbers are expected. "
-            "(pandas turns whole numbers with gaps into float: drop those rows, then cast to int.)"
-        )
+        hint = "(pandas turns whole numbers with gaps into float: drop those rows, then cast to int.)"
+        raise InputError(f"{contract.wrong_value_type(label, value, str(kind))} {hint}")
     _check_no_nulls(table, ids, label, value)
-    (queries, query), (passages, passage) = (_encode(column, label) for column in ids.values())
-    rows = Rows(queries, passages, query, passage, table[value].to_numpy().astype(np.int64))
-    _check_once(rows, query * len(passages) + passage, label, value, "stands there more than once; keep one")
-    if value == RANK:
-        _check_ranks(rows, label)
+    rows = encoded(ids[QUERY_ID], ids[PASSAGE_ID], table[value], label)
+    for problem, wrong in wrong_rows(rows, value == RANK):
+        if len(wrong):
+            row = int(wrong[0])
+            about = (rows.queries[rows.query[row]], rows.passages[rows.passage[row]])
+            raise InputError(
+                contract.about_row(label, about, f"{value} {rows.value[row]}", problem, len(wrong))
+            )
     return rows
 
 
+def encoded(queries: pa.ChunkedArray, passages: pa.ChunkedArray, values: pa.ChunkedArray, label: str) -> Rows:
+    """Columns without nulls as `Rows`; raises InputError where an id is not valid UTF-8."""
+    (query_ids, query), (passage_ids, passage) = (_encode(column, label) for column in (queries, passages))
+    return Rows(query_ids, passage_ids, query, passage, values.to_numpy().astype(np.int64))
+
+
+def wrong_rows(rows: Rows, is_ranking: bool) -> Iterator[tuple[str, Ints]]:
+    """Each problem that a table may have, and the rows that have it, in their order."""
+    yield contract.MORE_THAN_ONCE, _repeated(rows.query * len(rows.passages) + rows.passage)
+    if is_ranking:
+        yield contract.BELOW_ONE, np.flatnonzero(rows.value < 1)
+        ranks = np.unique(rows.value, return_inverse=True)
+        yield contract.SAME_RANK, _repeated(rows.query * len(ranks[0]) + ranks[1])
+
+
 def _encode(ids: pa.ChunkedArray, label: str) -> tuple[list[str], Ints]:
-    encoded = ids.combine_chunks().dictionary_encode()
+    found = ids.combine_chunks().dictionary_encode()
     try:
-        return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
+        return found.dictionary.to_pylist(), found.indices.to_numpy().astype(np.int64)
     except UnicodeDecodeError as problem:
-        raise InputError(
-            f"{label}: an id is not valid UTF-8: {problem}; write the ids again as text."
-        ) from problem
+        raise InputError(contract.not_utf8(label, problem)) from problem
 
 
-def _check_ranks(rows: Rows, label: str) -> None:
-    low = np.flatnonzero(rows.value < 1)
-    if len(low):
-        problem = "has a rank below 1; ranks count from 1"
-        raise InputError(_about(rows, int(low[0]), len(low), label, RANK, problem))
-    ranks = np.unique(rows.value, return_inverse=True)
-    problem = "has a rank that another passage of the query has; an order without ties is expected"
-    _check_once(rows, rows.query * len(ranks[0]) + ranks[1], label, RANK, problem)
-
-
-def _check_once(rows: Rows, keys: Ints, label: str, value: str, problem: str) -> None:
+def _repeated(keys: Ints) -> Ints:
+    """The rows whose key an earlier row has."""
     order = np.argsort(keys, kind="stable")
-    again = order[1:][keys[order[1:]] == keys[order[:-1]]]
-    if len(again):
-        raise InputError(_about(rows, int(again.min()), len(again), label, value, problem))
-
-
-def _about(rows: Rows, row: int, count: int, label: str, value: str, problem: str) -> str:
-    ids = f"query_id {rows.queries[rows.query[row]]!r}, passage_id {rows.passages[rows.passage[row]]!r}"
-    more = f" ({count:,} such rows)" if count > 1 else ""
-    return f"{label}: {ids}, {value} {rows.value[row]} {problem}{more}."
+    return np.sort(order[1:][keys[order[1:]] == keys[order[:-1]]])
 
 
 def select(source: TableLike, label: str, columns: list[str] | None) -> pa.Table:
@@ -101,7 +99,7 @@ def select(source: TableLike, label: str, columns: list[str] | None) -> pa.Table
     absent = [c for c in columns or [QUERY_ID] if c not in known]
     if absent:
         have = ", ".join(map(str, known))
-        raise InputError(f"{label} has no column {absent[0]!r}; it has {have}. Rename one or add it.")
+        raise InputError(contract.missing_column(label, str(absent[0]), have))
     wanted = columns or known
     if isinstance(opened, pd.DataFrame):
         return _from_pandas(opened[wanted], label)
@@ -133,10 +131,8 @@ def string_ids(table: pa.Table, column: str, label: str) -> pa.ChunkedArray:
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if not (pa.types.is_integer(values.type) or pa.types.is_null(values.type) or _is_text(values.type)):
-        raise InputError(
-            f"{label}: column {column!r} has the type {values.type}; ids are strings or integers. "
-            "(pandas turns integers with gaps into float: drop those rows, then cast.)"
-        )
+        hint = "(pandas turns integers with gaps into float: drop those rows, then cast.)"
+        raise InputError(f"{contract.wrong_id_type(label, column, str(values.type))} {hint}")
     return values.cast(pa.large_string())
 
 
@@ -151,7 +147,5 @@ def _check_no_nulls(table: pa.Table, ids: Mapping[str, pa.ChunkedArray], label: 
         if nulls:
             row = pc.index(table[column].is_null(), True).as_py()
             where = ", ".join(f"{c} {a[row].as_py()!r}" for c, a in ids.items() if c != column)
-            raise InputError(
-                f"{label}: column {column!r} is null in {nulls:,} rows, first in row {row + 1} ({where}); "
-                "drop those rows or give them a value."
-            )
+            example = f"first in row {row + 1} ({where})"
+            raise InputError(contract.about_nulls(label, column, nulls, example))

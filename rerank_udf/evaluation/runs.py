@@ -95,6 +95,10 @@ class Run:
         mine, others = self.query * width + self.passage, other.query * width + other.passage
         return int(np.isin(mine, others, invert=True).sum())
 
+    def queries(self) -> int:
+        """How many queries have rows."""
+        return int(np.count_nonzero(np.diff(self.query, prepend=-1)))
+
     def depth(self) -> int:
         """Rows of the longest query, at least 1."""
         return int(self.positions().max(initial=1))

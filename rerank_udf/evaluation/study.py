@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from subprocess import CalledProcessError
 from typing import TypeAlias
@@ -14,6 +14,7 @@ import numpy as np
 from rerank_udf.errors import ConfigError
 from rerank_udf.evaluation.measures import JUDGED_AT_10, is_judged, parse_measures, safe_cut
 from rerank_udf.evaluation.runs import Names, Run
+from rerank_udf.evaluation.shuffling import query_seeds, random_words
 from rerank_udf.evaluation.significance import Floats
 
 Key: TypeAlias = "tuple[str, str, str]"  # system, documents, measure
@@ -48,17 +49,20 @@ SUMMARY_COLUMNS = [
 
 @dataclass(frozen=True)
 class Study:
-    """The qrels and the measures. Every array of values, float64 (queries,), is in the order of the names."""
+    """The qrels and the measures. Every array of values, float64 (queries,), is in the order of the names.
+
+    `shuffles`: of each query, for the random baseline.
+    """
 
     names: Names
     qrels: dict[str, dict[str, int]]
     measures: list[ir_measures.Measure]
     seed: int
+    shuffles: int
 
     def measure_all(self, runs: Mapping[str, Run], pool: Run) -> Values:
-        """Every system, its judged passages alone, the references and the ceiling."""
-        quality = [m for m in self.measures if not is_judged(str(m))]
-        everything = list(dict.fromkeys([*self.measures, *parse_measures([JUDGED_AT_10])]))
+        """Every system, its judged passages alone, the references and the ceiling: the keys of `keys_of`."""
+        everything, quality = measured(self.measures)
         values: Values = {}
         for system, run in runs.items():
             values |= _keyed(system, ALL, self.measure(everything, run))
@@ -77,9 +81,15 @@ class Study:
             return values
         run = run.first(safe_cut(measures))
         nested = self.names.nested(run.query, run.passage, -run.positions().astype(np.float64))
+        known: dict[
+            int, tuple[ir_measures.Measure, Floats]
+        ] = {}  # a measure's name costs more than its value
         try:
             for metric in ir_measures.iter_calc(measures, self.qrels, nested):
-                values[str(metric.measure)][int(metric.query_id)] = metric.value
+                found = known.get(id(metric.measure))
+                if found is None:
+                    found = known[id(metric.measure)] = (metric.measure, values[str(metric.measure)])
+                found[1][int(metric.query_id)] = metric.value
         except (CalledProcessError, OSError) as problem:
             names = ", ".join(values)
             raise ConfigError(f"A program that ir-measures runs for {names} failed: {problem}") from problem
@@ -87,14 +97,31 @@ class Study:
 
     def random(self, measures: list[ir_measures.Measure], pool: Run) -> dict[str, Floats]:
         """The mean of seeded shuffles: an estimate of what chance gives on these candidates."""
-        rng = np.random.default_rng(self.seed)
-        shuffles = random_shuffles(len(self.names.queries))
+        seeds = query_seeds(self.names.queries, self.seed)[pool.query]
+        positions = pool.positions()
         total = {str(m): np.zeros(len(self.names.queries)) for m in measures}
-        for _ in range(shuffles):
-            shuffled = pool.take(np.lexsort((rng.random(len(pool.query)), pool.query)))
+        for shuffle in range(self.shuffles):
+            words = random_words(seeds, positions + (shuffle << 32))
+            shuffled = pool.take(np.lexsort((words, pool.query)))
             for measure, value in self.measure(measures, shuffled).items():
-                total[measure] += value / shuffles
+                total[measure] += value / self.shuffles
         return total
+
+
+def measured(
+    measures: list[ir_measures.Measure],
+) -> tuple[list[ir_measures.Measure], list[ir_measures.Measure]]:
+    """What is computed of a ranking, and the part of it that says something of the ranking's quality."""
+    everything = list(dict.fromkeys([*measures, *parse_measures([JUDGED_AT_10])]))
+    return everything, [m for m in measures if not is_judged(str(m))]
+
+
+def keys_of(measures: list[ir_measures.Measure], systems: Iterable[str], depth: int) -> list[Key]:
+    """The keys that `Study.measure_all` has for these systems, in its order; `depth`: of the deepest pool."""
+    everything, quality = ([str(m) for m in found] for found in measured(measures))
+    keys = [(s, d, m) for s in systems for d, found in ((ALL, everything), (JUDGED, quality)) for m in found]
+    keys += [(s, ALL, m) for s in (ORACLE, RANDOM) for m in quality]
+    return [*keys, (CANDIDATES, ALL, str(ir_measures.R @ depth))]
 
 
 def random_shuffles(queries: int) -> int:

@@ -63,9 +63,11 @@ def _notes(evaluation: Evaluation, measure: str, decimals: int) -> list[str]:
         lines.append(f"judged passages only: {each(judged, 'mean', settings['systems'])}")
     if settings["baseline"]:
         unit = "queries" if counts["clusters"] == counts["queries"] else "clusters"
+        by_expansion = ALL in settings["expansion_groups"]
+        interval = "interval by expansion" if by_expansion else f"{settings['bootstraps']:,} bootstraps"
         lines.append(
-            f"Δ against {settings['baseline']}; {settings['bootstraps']:,} bootstraps over "
-            f"{counts['clusters']:,} {unit}; paired t-test, Holm over {counts['tests']} tests"
+            f"Δ against {settings['baseline']}; {interval} over {counts['clusters']:,} {unit}; "
+            f"paired t-test, Holm over {counts['tests']} tests"
         )
     return lines + _remarks(counts)
 

@@ -24,17 +24,25 @@ from rerank_udf import tables
 from rerank_udf.config import JobConfig
 from rerank_udf.engine import ScorerPlan
 from rerank_udf.errors import InputError, RerankError, TooManyRejectsError
-from rerank_udf.lake import files, targets, versions
+from rerank_udf.lake import targets, versions
 from rerank_udf.lake.sources import bad_lines_told, is_text_typed, read_source, source_version
 from rerank_udf.lake.store import ScoreStore, open_store
 from rerank_udf.report import RunReport, new_report
 from rerank_udf.spark.adoption import absorb, adopt
 from rerank_udf.spark.candidates import Prepared, Shape, prepare
+from rerank_udf.spark.figures import (
+    lengths_of,
+    ranking_figures,
+    scored_parts,
+    scoring_figures,
+    times_of,
+)
 from rerank_udf.spark.lookup import KnownFacts, facts_of, known_facts
 from rerank_udf.spark.model import plan_for_job
 from rerank_udf.spark.placement import most_local_tasks, scoring_profile
 from rerank_udf.spark.progress import ScoringProgress
 from rerank_udf.spark.ranking import Outcome, check_fusion, nested, outcome, rejected
+from rerank_udf.spark.reporting import write_report
 from rerank_udf.spark.rows import StagedRows, stage_rows
 from rerank_udf.spark.session import slots
 from rerank_udf.spark.staging import PLACE, StagedPairs, stage_pairs
@@ -70,14 +78,14 @@ def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command
             rows = stage_rows(spark, prepared.rows, _rows_settings(config), work.root, run_id)
             work.own(rows.folder, shared=rows.reused)
             _count_input(report, prepared, rows)
-        _stop_if_too_many_rejects(spark, config, report, rows.frame)
-        job = Job(spark, config, report, plan, store, work, rows.frame, prepared)
+        job = Job(spark, config, report, plan, store, work, rows.frame, prepared, console)
+        _stop_if_too_many_rejects(job)
         with report.phase("adopt"):
             report.store = {"place": store.place, "format": config.store.format}
             report.store["adopted"] = adopt(spark, store, plan.model_key, work.scored_of_all)
-        with decided_rows(job, console) as decided, report.phase("publish"):
+        with decided_rows(job) as decided, report.phase("publish"):
             publish(job, decided)
-    write_report(spark, config, report)
+    write_report(spark, config, report, console)
     return report
 
 
@@ -93,6 +101,7 @@ class Job:
     work: Workplace
     rows: DataFrame
     prepared: Prepared
+    console: Console
 
 
 # --- read, prepare ---
@@ -173,14 +182,14 @@ def _count_input(report: RunReport, prepared: Prepared, rows: StagedRows) -> Non
 
 
 @contextmanager
-def decided_rows(job: Job, console: Console) -> Iterator[Outcome]:
+def decided_rows(job: Job) -> Iterator[Outcome]:
     """Score the pairs that no run has scored yet, and decide what becomes of every row; persisted for the block.
 
     Where a pair has neither a fact nor a failure after that, once more: its text has changed since it was read, and it
     is a reject; or another job deletes from the store, and after the second time that is a RerankError.
     """
     for round_ in range(_ROUNDS):
-        staged = score_what_is_left(job, f"{job.work.run}/round-{round_}", console)
+        staged = score_what_is_left(job, f"{job.work.run}/round-{round_}")
         if not round_:
             job.report.pairs_distinct, job.report.pairs_reused = staged.distinct, staged.known
         with job.report.phase("publish"):
@@ -210,7 +219,7 @@ def decided_rows(job: Job, console: Console) -> Iterator[Outcome]:
     )
 
 
-def score_what_is_left(job: Job, folder: str, console: Console) -> StagedPairs:
+def score_what_is_left(job: Job, folder: str) -> StagedPairs:
     """Stage the pairs that the store does not know, and score them wave by wave, each appended to the store."""
     spark, report, key = job.spark, job.report, job.plan.model_key
     with report.phase("stage"), bad_lines_told():
@@ -224,7 +233,7 @@ def score_what_is_left(job: Job, folder: str, console: Console) -> StagedPairs:
 
     with report.phase("score"):
         profile, report.placement = scoring_profile(spark)
-        progress = ScoringProgress(spark, staged.left, console)
+        progress = ScoringProgress(spark, staged.left, job.console)
         minutes = job.config.store.wave_minutes
         scoring = Scoring(
             spark,
@@ -296,18 +305,18 @@ def _missing(staged: StagedPairs, scored: Scored) -> int:
 
 def _count_scored(report: RunReport, own: DataFrame) -> int:
     """Fill in what was scored, and by whom; how many of the pairs failed."""
-    by_scorer = own.groupBy(tables.SCORER).agg(
-        F.count(F.lit(1)).alias("pairs"),
-        F.sum(tables.TOKENS).alias("tokens"),
-        F.sum(F.col(tables.TRUNCATED).cast("int")).alias("truncated"),
-        F.count(tables.REASON).alias("failed"),
-    )
-    found = by_scorer.collect()
+    lengths = lengths_of(report.model["max_length"])
+    begun, times = times_of(report.waves)
+    parts = scored_parts(own, lengths, begun, times)
+    report.figures |= scoring_figures(parts, lengths, times)
+    tokens_of = {int(row["part"]): row["tokens"] for row in parts["wave"]}
+    report.waves = [{**wave, "tokens": tokens_of.get(wave["wave"], 0)} for wave in report.waves]
+    found = parts["scorer"]
     report.pairs_scored = sum(row["pairs"] for row in found)
     report.tokens = sum(row["tokens"] for row in found)
     report.pairs_truncated = sum(row["truncated"] for row in found)
     report.models_loaded = len(found)
-    report.devices = sorted({_device(row[tables.SCORER]) for row in found})
+    report.devices = sorted({_device(row["part"]) for row in found})
     report.tokens_per_second = round(report.tokens / max(report.seconds.get("score", 0.0), 1e-9), 1)
     return sum(row["failed"] for row in found)
 
@@ -340,7 +349,8 @@ def publish(job: Job, decided: Outcome) -> None:
     config, report = job.config, job.report
     decided.rejects().write.mode("overwrite").parquet(config.output.rejects.path)
     report.output["rejects"] = config.output.rejects.path
-    _refuse_too_many(job.spark, config, report)
+    report.figures |= ranking_figures(decided, config.ranking.activation)
+    _refuse_too_many(job)
     table = _as_published(decided, config)
     facts = {"run_id": report.run_id, "model_key": report.model_key, "rows": report.ranked}
     queries = decided.rows.select(tables.QUERY_ID).where(F.col(tables.QUERY_ID).isNotNull()).distinct()
@@ -349,39 +359,29 @@ def publish(job: Job, decided: Outcome) -> None:
     )
 
 
-def _stop_if_too_many_rejects(
-    spark: SparkSession, config: JobConfig, report: RunReport, rows: DataFrame
-) -> None:
+def _stop_if_too_many_rejects(job: Job) -> None:
     """Before anything is scored: the input's own rejects alone may already be too many."""
+    config, report = job.config, job.report
     if not _too_many(config, report):
         return
-    rejected(rows).write.mode("overwrite").parquet(config.output.rejects.path)
+    rejected(job.rows).write.mode("overwrite").parquet(config.output.rejects.path)
     report.output["rejects"] = config.output.rejects.path
     report.cut = {tables.Cut.STOPPED: report.pairs_in - report.rejected()}
-    _refuse_too_many(spark, config, report)
+    _refuse_too_many(job)
 
 
 def _too_many(config: JobConfig, report: RunReport) -> bool:
     return report.rejected() > config.run.max_reject_fraction * report.pairs_in
 
 
-def _refuse_too_many(spark: SparkSession, config: JobConfig, report: RunReport) -> None:
+def _refuse_too_many(job: Job) -> None:
+    config, report = job.config, job.report
     if not _too_many(config, report):
         return
-    write_report(spark, config, report)
+    write_report(job.spark, config, report, job.console)
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(report.rejects.items()))
     raise TooManyRejectsError(
         f"{report.rejected():,} of {report.pairs_in:,} rows rejected ({reasons}), more than run.max_reject_fraction "
         f"{config.run.max_reject_fraction:g} allows; nothing was published, and what was scored is in the store. Each "
         f"row and its reason: {config.output.rejects.path}. Mend the input, or allow more"
     )
-
-
-# --- report ---
-
-
-def write_report(spark: SparkSession, config: JobConfig, report: RunReport) -> None:
-    """Write run_report.json into `run.report`."""
-    path = f"{config.run.report.rstrip('/')}/run_report.json"
-    report.output["report"] = path
-    files.write_text(spark, path, report.to_json())

@@ -9,6 +9,7 @@ own, on a thread beside them.
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -70,6 +71,7 @@ class WaveFacts:
     seconds: float
     pairs_per_second: float
     rounds: int
+    started_at: str
 
 
 @dataclass
@@ -139,7 +141,7 @@ class Scoring:
 
     def _score(self, wave: Wave, tasks: int) -> WaveFacts:
         """Write the wave's scores; again, without what is written already, as often as it takes to find a killer."""
-        begun = monotonic()
+        begun, started_at = monotonic(), _now()
         attempts_a_job = _attempts_a_job(self.spark)
         for number in range(_MOST_ROUNDS):
             place = f"{self.folder}/{wave.name}" + (f"-{number}" if number else "")
@@ -147,8 +149,9 @@ class Scoring:
             try:
                 self._write(wave, tasks, place, number * attempts_a_job)
                 seconds = monotonic() - begun
+                speed = wave.pairs / seconds
                 return WaveFacts(
-                    wave.number, wave.pairs, tasks, round(seconds, 3), wave.pairs / seconds, number + 1
+                    wave.number, wave.pairs, tasks, round(seconds, 3), speed, number + 1, started_at
                 )
             except Exception as error:
                 if number + 1 == _MOST_ROUNDS or not _CRASHED.search(str(error)):
@@ -220,6 +223,10 @@ def scoring_tasks(pairs: int, slot_count: int, pairs_a_task: float = _PAIRS_PER_
     """How many tasks score `pairs`: all slots busy, four rounds where each has enough to sort by length."""
     rounds = min(4 * slot_count, pairs // _FEWEST_PAIRS_PER_TASK)
     return max(1, min(slot_count, pairs), rounds, math.ceil(pairs / pairs_a_task))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
 
 
 def _attempts_a_job(spark: SparkSession) -> int:

@@ -223,6 +223,77 @@ def test_evaluate_compares_with_the_first_stage(run, job, inputs, tmp_path):
     assert "evaluation.qrels is not set" in err
 
 
+def test_evaluate_puts_other_rankings_beside_by_any_column_of_queries_candidates_or_qrels(
+    run, spark, job, inputs, hash_model, tmp_path
+):
+    qrels = spark.read.parquet(str(inputs / "qrels")).selectExpr("*", "upper(query_id) as judge")
+    qrels.write.parquet(str(tmp_path / "qrels"))
+    assert run("rerank", "--config", job)[0] == 0
+    published = read_reranked(spark, str(tmp_path / "reranked"))
+    backwards = published.selectExpr("query_id", "passage_id", "100 - rank as rank")
+    backwards.write.parquet(str(tmp_path / "backwards"))
+    backwards.createOrReplaceTempView("backwards_by_name")
+    options = ["--config", job, "--set", f"evaluation.qrels.path={tmp_path / 'qrels'}"]
+    by = ["--set", "evaluation.group_by=[judge]", "--set", "evaluation.measures=[RR@10]"]
+    others = {"again": tmp_path / "reranked", "back": tmp_path / "backwards", "table": "backwards_by_name"}
+    rankings = [part for name, place in others.items() for part in ("--ranking", f"{name}={place}")]
+    code, _, err = run("evaluate", *options, *by, *rankings, "--out", tmp_path / "figures")
+    assert (code, err) == (0, "")
+    found = json.loads((tmp_path / "figures/summary.json").read_text())
+    assert found["settings"]["systems"] == ["first", *others, hash_model.name]
+    assert list(dict.fromkeys(row["group"] for row in found["summary"])) == ["all", "Q1", "Q2", "Q3"]
+    whole = [row for row in found["summary"] if (row["group"], row["documents"]) == ("all", "all")]
+    means = {row["system"]: row["mean"] for row in whole}
+    assert means["again"] == means[hash_model.name]
+    assert means["back"] == means["table"] != means["again"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ["--set", "evaluation.group_by=[source]"],
+            "group_by: column 'source' has several values for query_id",
+        ),
+        (
+            ["--set", "evaluation.group_by=[language]"],
+            "names the column 'language', but input.queries has query_id, query; input.candidates has query_id,",
+        ),
+        (["--ranking", "back"], "--ranking takes NAME=PLACE"),
+        (["--ranking", "first=INPUTS/qrels"], "the ranking 'first' has the name of one of the job's own"),
+        (
+            ["--ranking", "back=/nowhere/at/all"],
+            "the ranking 'back' (/nowhere/at/all): there is nothing at this path",
+        ),
+        (
+            ["--ranking", "back=INPUTS/qrels"],
+            "baseline 'back' has no column 'rank'; it has query_id, passage_id,",
+        ),
+    ],
+    ids=lambda value: value[1] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_compared_ends_with_2_and_a_sentence(run, job, inputs, options, sentence):
+    given = ["--config", job, "--set", f"evaluation.qrels.path={inputs / 'qrels'}"]
+    assert run("rerank", "--config", job)[0] == 0
+    code, _, err = run("evaluate", *given, *[part.replace("INPUTS", str(inputs)) for part in options])
+    assert code == 2
+    assert is_one_sentence(err)
+    assert sentence in err
+
+
+def test_evaluate_shows_the_reranker_alone_beside_the_fused_order_and_keeps_to_trial_queries(
+    run, job, inputs, hash_model, tmp_path
+):
+    options = ["--config", job, "--set", f"evaluation.qrels.path={inputs / 'qrels'}"]
+    options += ["--set", "ranking.fusion.method=min_max", "--set", "input.limit_queries=2"]
+    assert run("rerank", *options)[0] == 0
+    code, _, err = run("evaluate", *options, "--out", tmp_path / "figures")
+    assert (code, err) == (0, "")
+    found = json.loads((tmp_path / "figures/summary.json").read_text())
+    assert found["settings"]["systems"] == ["first", hash_model.name, "fused"]
+    assert (found["counts"]["queries"], found["counts"]["queries_without_candidates"]) == (2, 0)
+
+
 def test_evaluate_before_any_run_says_so(run, job, inputs):
     code, _, err = run("evaluate", "--config", job, "--set", f"evaluation.qrels.path={inputs / 'qrels'}")
     assert code == 2

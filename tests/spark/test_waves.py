@@ -8,7 +8,7 @@ from rerank_udf.spark.waves import WaveFacts, WavePlanner, scoring_tasks
 
 
 def finished(pairs_per_second: float) -> WaveFacts:
-    return WaveFacts(1, 1, 1, 1.0, pairs_per_second, 1)
+    return WaveFacts(1, 1, 1, 1.0, pairs_per_second, 1, "2026-01-31T00:00:00.000+00:00")
 
 
 def all_waves(planner: WavePlanner, pairs_per_second: float) -> list[tuple[tuple[int, ...], int]]:

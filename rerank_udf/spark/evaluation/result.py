@@ -1,0 +1,91 @@
+"""What an evaluation inside Spark hands back: the driver's `Evaluation`, and the values by query as a table."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pyspark.sql import DataFrame
+from pyspark.sql import types as T
+
+from rerank_udf.evaluation import Evaluation
+from rerank_udf.lake import files
+from rerank_udf.spark.evaluation.measuring import Measured, collected
+
+_WHOLE = ("n", "n_clusters", "won", "tied", "lost")
+
+
+class SparkEvaluation(Evaluation):
+    """An `Evaluation` with `values`: the rows of `per_query` as a DataFrame, to be written as a table.
+
+    Of a small evaluation `per_query` is here already. Of a large one it is collected whenever it is asked for (a row
+    a query × system × measure: think twice), and `values` rests on persisted rows until `release`.
+    """
+
+    values: DataFrame
+
+    def __init__(
+        self,
+        summary: pd.DataFrame,
+        counts: dict[str, int],
+        settings: dict[str, Any],
+        values: DataFrame,
+        held: pd.DataFrame | Measured,
+    ) -> None:
+        for name, value in (("summary", summary), ("counts", counts), ("settings", settings)):
+            object.__setattr__(self, name, value)
+        self.values = values
+        self._held = held
+
+    @property
+    def per_query(self) -> pd.DataFrame:
+        """As `Evaluation` describes it."""
+        if isinstance(self._held, Measured):
+            table = collected(self.values)
+            assert table is not None  # without queries there is no evaluation
+            frame: pd.DataFrame = table.to_pandas()
+            return frame
+        return self._held
+
+    def release(self) -> None:
+        """Free the persisted rows of a large evaluation; what is asked of `values` later is computed again."""
+        if isinstance(self._held, Measured):
+            self._held.release()
+
+    def write(self, folder: str | Path) -> None:
+        """As `Evaluation.write`; of a large evaluation Spark writes, to where it resolves `folder`.
+
+        Its per_query.parquet is then a folder of files.
+        """
+        if not isinstance(self._held, Measured):
+            if Path(folder, "per_query.parquet").is_dir():
+                shutil.rmtree(Path(folder, "per_query.parquet"))
+            super().write(folder)
+            return
+        spark, place = self.values.sparkSession, str(folder).rstrip("/")
+        files.write_text(spark, f"{place}/summary.json", self.document())
+        local = files.local_path(spark, place)
+        if local is None:
+            summary = spark.createDataFrame(self._summary_rows(), self._summary_schema())
+            summary.coalesce(1).write.mode("overwrite").parquet(f"{place}/summary.parquet")
+        else:
+            self.summary.to_parquet(local / "summary.parquet", index=False)
+        self.values.write.mode("overwrite").parquet(f"{place}/per_query.parquet")
+
+    def _summary_rows(self) -> list[tuple[Any, ...]]:
+        return [tuple(row.values()) for row in self.rows()]
+
+    def _summary_schema(self) -> T.StructType:
+        kinds = {"O": T.StringType(), "f": T.DoubleType()}
+        return T.StructType(
+            [
+                T.StructField(str(name), T.LongType() if name in _WHOLE else kinds[kind.kind])
+                for name, kind in self.summary.dtypes.items()
+            ]
+        )
+
+    def __repr__(self) -> str:
+        found = f"{self.counts['queries']:,} queries: {', '.join(self.settings['systems'])}"
+        return f"<evaluation of {found}>"
