@@ -365,7 +365,9 @@ def load_settings(
         raise ConfigError(f"{file} is not YAML: {error}") from error
     if not isinstance(raw, dict):
         first, second = list(section.model_fields)[:2]
-        raise ConfigError(f"{file} holds {type(raw).__name__}, expected sections such as {first}: and {second}:")
+        raise ConfigError(
+            f"{file} holds {type(raw).__name__}, expected sections such as {first}: and {second}:"
+        )
     return _parsed(section, _with_overrides(raw, overrides), str(file))
 
 

@@ -31,4 +31,8 @@ def innermost_cause(error: BaseException) -> str:
 def place_failure(error: BaseException) -> str | None:
     """What a disk or its rights say in a message with Java stacks; None where neither is to blame."""
     found = _PLACE.findall(str(error))
-    return _CLASS.sub("", found[-1].strip().removeprefix(_CAUSED).removeprefix(": "))[:_LONGEST] if found else None
+    return (
+        _CLASS.sub("", found[-1].strip().removeprefix(_CAUSED).removeprefix(": "))[:_LONGEST]
+        if found
+        else None
+    )
