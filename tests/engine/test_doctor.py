@@ -502,6 +502,7 @@ def test_a_cluster_tells_who_answered_and_who_did_not(tiny_bert: Path) -> None:
     assert json.loads(json.dumps(found.to_dict()))["executors_by_host"] == {"a": 2, "b": 1}
 
 
+@pytest.mark.slow
 def test_it_runs_where_pyspark_cannot_be_imported(tiny_bert: Path) -> None:
     code = f"""
 import sys

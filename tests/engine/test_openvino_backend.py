@@ -95,6 +95,7 @@ def test_ranges_are_those_of_the_layers_inputs(folder: Path) -> None:
     assert len(again.values) == 4 * (len(weights.layers) - 1)
 
 
+@pytest.mark.slow
 def test_int8_keeps_the_order_of_real_texts() -> None:
     """On mini's real weights; calibrated by the first call, kept and read by the next."""
     from scipy.stats import kendalltau

@@ -248,37 +248,36 @@ def test_evaluate_puts_other_rankings_beside_by_any_column_of_queries_candidates
     assert means["back"] == means["table"] != means["again"]
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (
-            ["--set", "evaluation.group_by=[source]"],
-            "group_by: column 'source' has several values for query_id",
-        ),
-        (
-            ["--set", "evaluation.group_by=[language]"],
-            "names the column 'language', but input.queries has query_id, query; input.candidates has query_id,",
-        ),
-        (["--ranking", "back"], "--ranking takes NAME=PLACE"),
-        (["--ranking", "first=INPUTS/qrels"], "the ranking 'first' has the name of one of the job's own"),
-        (
-            ["--ranking", "back=/nowhere/at/all"],
-            "the ranking 'back' (/nowhere/at/all): there is nothing at this path",
-        ),
-        (
-            ["--ranking", "back=INPUTS/qrels"],
-            "baseline 'back' has no column 'rank'; it has query_id, passage_id,",
-        ),
-    ],
-    ids=lambda value: value[1] if isinstance(value, list) else "",
-)
-def test_what_cannot_be_compared_ends_with_2_and_a_sentence(run, job, inputs, options, sentence):
+WRONG_COMPARISONS = [
+    (
+        ["--set", "evaluation.group_by=[source]"],
+        "group_by: column 'source' has several values for query_id",
+    ),
+    (
+        ["--set", "evaluation.group_by=[language]"],
+        "names the column 'language', but input.queries has query_id, query; input.candidates has query_id,",
+    ),
+    (["--ranking", "back"], "--ranking takes NAME=PLACE"),
+    (["--ranking", "first=INPUTS/qrels"], "the ranking 'first' has the name of one of the job's own"),
+    (
+        ["--ranking", "back=/nowhere/at/all"],
+        "the ranking 'back' (/nowhere/at/all): there is nothing at this path",
+    ),
+    (
+        ["--ranking", "back=INPUTS/qrels"],
+        "baseline 'back' has no column 'rank'; it has query_id, passage_id,",
+    ),
+]
+
+
+def test_what_cannot_be_compared_ends_with_2_and_a_sentence(run, job, inputs):
     given = ["--config", job, "--set", f"evaluation.qrels.path={inputs / 'qrels'}"]
     assert run("rerank", "--config", job)[0] == 0
-    code, _, err = run("evaluate", *given, *[part.replace("INPUTS", str(inputs)) for part in options])
-    assert code == 2
-    assert is_one_sentence(err)
-    assert sentence in err
+    for options, sentence in WRONG_COMPARISONS:
+        code, _, err = run("evaluate", *given, *[part.replace("INPUTS", str(inputs)) for part in options])
+        assert code == 2, options
+        assert is_one_sentence(err)
+        assert sentence in err
 
 
 def test_evaluate_shows_the_reranker_alone_beside_the_fused_order_and_keeps_to_trial_queries(
@@ -366,6 +365,7 @@ def finished_process(command: list[str], tmp_path: Path) -> subprocess.Completed
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_spark_submit_and_plain_python_publish_the_same_table(spark, job, tmp_path):
     submit = Path(__import__("pyspark").__file__).parent / "bin/spark-submit"
     starts = {

@@ -438,6 +438,7 @@ spark.stop()
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_the_same_through_spark_connect():
     pytest.importorskip("grpc", reason="Spark Connect needs grpcio (the extra `connect`)")
     tables = Tables(seed=6, queries=12)

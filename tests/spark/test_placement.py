@@ -259,6 +259,7 @@ spark.stop()
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_on_a_cluster_each_of_four_tasks_has_a_device_even_after_a_worker_was_killed(
     spark: SparkSession, tmp_path: Path, hash_model: Path
 ):

@@ -284,6 +284,7 @@ def expected(hash_model: Path) -> list[tuple[Any, ...]]:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())
+@pytest.mark.slow
 def test_no_order_no_partitions_no_split_into_runs_and_no_setting_changes_the_table(
     session_settings, hash_model, tmp_path_factory, expected, data
 ):

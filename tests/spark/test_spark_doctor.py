@@ -111,6 +111,7 @@ def test_a_driver_that_asks_loads_no_torch():
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_two_executors_are_both_examined(tiny_bert, tmp_path):
     quick = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1"}
     (tmp_path / "spark-defaults.conf").write_text("".join(f"{k} {v}\n" for k, v in quick.items()))

@@ -117,6 +117,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 def test_a_real_architecture_ranks_as_transformers_does_pair_by_pair(spark, tiny_xlmr, tmp_path):
     import torch
 
