@@ -438,6 +438,7 @@ def test_json_is_all_there_is_on_standard_output(run: Run, tiny_bert: Path, tmp_
 
 
 @pytest.mark.parametrize("mistake", ["a causal mask", "rows off by one token", "weights off by a percent"])
+@pytest.mark.slow
 def test_a_backend_that_is_wrong_ends_with_1(
     run: Run, monkeypatch: pytest.MonkeyPatch, tiny_xlmr: Path, mistake: str
 ) -> None:

@@ -280,6 +280,7 @@ def test_what_cannot_be_compared_ends_with_2_and_a_sentence(run, job, inputs):
         assert sentence in err
 
 
+@pytest.mark.slow
 def test_evaluate_shows_the_reranker_alone_beside_the_fused_order_and_keeps_to_trial_queries(
     run, job, inputs, hash_model, tmp_path
 ):
@@ -299,6 +300,7 @@ def test_evaluate_before_any_run_says_so(run, job, inputs):
     assert "nothing published at" in err
 
 
+@pytest.mark.slow
 def test_the_store_is_counted_checked_compacted_and_forgotten(run, spark, job, tmp_path):
     assert run("store", "stats", "--config", str(job))[:2] == (0, "the store is empty\n")
     for length in (512, 20, 20):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import os, sys
 os.environ["PYSPARK_PYTHON"] = sys.executable
@@ -24,6 +26,7 @@ print("RESULT", before, after, logits[0] == logits[1], abs(logits[0]) > 0)
 """
 
 
+@pytest.mark.slow
 def test_a_driver_never_loads_torch_though_its_workers_score_with_it(tiny_bert):
     done = subprocess.run(
         [sys.executable, "-c", CODE, str(tiny_bert)], capture_output=True, text=True, timeout=300, check=False

@@ -101,6 +101,7 @@ def test_a_rerun_of_the_same_input_scores_nothing_and_publishes_the_same(world):
         assert row[4] == logit_of(world.model, *texts)
 
 
+@pytest.mark.slow
 def test_many_waves_publish_the_same_table(world, many_waves):
     report = world.run()
     assert len(report.waves) >= 5
@@ -240,6 +241,7 @@ def test_facts_that_vanish_while_the_run_looks_them_up_are_scored_again(world, m
     assert world.published() == before
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_on_one_store_are_both_right(world, many_waves):
     out = world.folder / "other-out"
     other = {"reranked": {"path": str(out / "reranked")}, "rejects": {"path": str(out / "rejects")}}

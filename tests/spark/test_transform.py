@@ -323,6 +323,7 @@ spark.stop()
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_the_same_through_spark_connect(spark, hash_model, tmp_path):
     pytest.importorskip("grpc", reason="Spark Connect needs grpcio (the extra `connect`)")
     from rerank_udf.lake import versions

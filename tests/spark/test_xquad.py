@@ -91,6 +91,7 @@ def reranked(
     return report, found
 
 
+@pytest.mark.slow
 def test_all_twelve_languages_are_ranked_as_by_a_plain_loop(spark, hash_model, tmp_path):
     report, found = reranked(spark, hash_model, tmp_path)
     queries, passages, candidates = texts("queries"), texts("passages"), first_stage(20)
