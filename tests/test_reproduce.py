@@ -1,4 +1,4 @@
-"""The recipe of benchmarks/reproduce, with parts that are here: a small BEIR folder, e5-small, and a tiny reranker."""
+"""The recipe of benchmarks/reproduce up to its first stage: a small BEIR folder, and e5-small as the bi-encoder."""
 
 import json
 import subprocess

@@ -36,10 +36,9 @@ def render(report_json_path: str | Path) -> str:
 
 def render_text(report_json: str, evaluation: Mapping[str, Any] | None = None) -> str:
     """The page of a run_report.json's text, and of an evaluation.json's content where it is of the same run."""
+    from rerank_udf.page.template import html_of
     from rerank_udf.page.view import view_of
 
     report = json.loads(report_json)
     same = evaluation if evaluation and evaluation["run_id"] == report["run_id"] else None
-    from rerank_udf.page.template import html_of
-
     return html_of(view_of(report, same))

@@ -68,8 +68,6 @@ def run_notes(report: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _padding(figures: Mapping[str, Any]) -> list[str]:
-    if "padding_share" in figures:
-        return [f"Padding: {100.0 * figures['padding_share']:.1f} % of the tokens that were computed."]
     if "lengths" not in figures:
         return []
     spared = expected_padding(figures["lengths"]["pairs"], _PEER_BATCH)

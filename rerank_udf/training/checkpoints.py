@@ -28,6 +28,8 @@ def claim(work: Path, config: TrainingConfig) -> None:
                 f"{work} holds a training run with another {', '.join(changed)}: give another work folder, or delete "
                 "it to start anew"
             )
+    elif found(work):
+        raise ConfigError(f"{work} holds checkpoints of another program: give another work folder")
     work.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(own, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

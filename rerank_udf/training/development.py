@@ -70,14 +70,16 @@ def measure(lists: Sequence[HeldOutList], score: Score, seed: int) -> Evaluation
             for one, order in zip(lists, first, strict=True)
         ]
         baselines[TEACHER] = ranking_of(lists, taught)
-    qrels = pd.DataFrame(
-        [(one.key, passage, 1) for one in lists for passage in one.relevant_ids],
-        columns=[QUERY_ID, PASSAGE_ID, RELEVANCE],
-    )
     groups = pd.DataFrame({QUERY_ID: [one.key for one in lists], SET: [one.texts.set_name for one in lists]})
     return evaluate(
-        ranking_of(lists, found), qrels, baseline=baselines, group_by=groups, name=MODEL, seed=seed
+        ranking_of(lists, found), qrels_of(lists), baseline=baselines, group_by=groups, name=MODEL, seed=seed
     )
+
+
+def qrels_of(lists: Sequence[HeldOutList]) -> pd.DataFrame:
+    """query_id, passage_id, relevance of everything that is right."""
+    rows = [(one.key, passage, 1) for one in lists for passage in one.relevant_ids]
+    return pd.DataFrame(rows, columns=[QUERY_ID, PASSAGE_ID, RELEVANCE])
 
 
 def ranking_of(lists: Sequence[HeldOutList], scores: Sequence[Floats]) -> pd.DataFrame:

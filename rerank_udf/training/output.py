@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rerank_udf.errors import ConfigError
 from rerank_udf.evaluation import Evaluation
 from rerank_udf.models.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, read_json, weight_files
 from rerank_udf.report import installed_versions
@@ -30,10 +31,19 @@ class Trained:
     config: TrainingConfig
     sets: Sequence[TrainingTables]
     splits: Sequence[Split]
-    pairs: int
-    tokens: int
     averaged: list[int]
     evaluation: Evaluation | None
+
+
+def check_output(target: Path) -> None:
+    """Raise ConfigError for a place that holds something else than a model: the new one replaces the whole folder."""
+    if target.is_file() or (
+        target.is_dir() and any(target.iterdir()) and not (target / WEIGHTS_FILE).is_file()
+    ):
+        raise ConfigError(
+            f"output: {target} holds no {WEIGHTS_FILE}, and the model would replace it; give a folder that is empty or "
+            "does not exist yet"
+        )
 
 
 def write_model(trained: Trained, base: Path, weights: Mapping[str, Tensor]) -> Path:

@@ -152,7 +152,7 @@ class Progress(TrainerCallback):
         figures: dict[str, dict[str, float]] = {}
         for row in means.to_dict("records"):
             figures.setdefault(row["group"], {})[row["system"]] = round(float(row["mean"]), 4)
-        line = {"step": step, "pairs": self.trainer.pairs, "tokens": self.trainer.tokens, "nDCG@10": figures}
+        line = {"step": step, "nDCG@10": figures}
         with (Path(self.trainer.config.work) / HISTORY_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._console.print(f"held out, after step {step:,}")

@@ -20,7 +20,7 @@ from rerank_udf.training.development import HeldOutList, held_out_lists
 from rerank_udf.training.encode import ListEncoder
 from rerank_udf.training.forward import TrainedEncoder
 from rerank_udf.training.lists import ListSampler
-from rerank_udf.training.output import Trained, write_model
+from rerank_udf.training.output import Trained, check_output, write_model
 from rerank_udf.training.run import ListTrainer, Progress, arguments
 from rerank_udf.training.settings import TrainingConfig
 from rerank_udf.training.split import Split, split
@@ -37,6 +37,7 @@ def train(config: TrainingConfig, console: Console) -> Path:
     """
     disable_progress_bar()  # type: ignore[no-untyped-call]
     work = Path(config.work)
+    check_output(Path(config.output))
     checkpoints.claim(work, config)
     folder = base_folder(config)
     sets = [read_tables(one) for one in config.sets]
@@ -53,7 +54,7 @@ def train(config: TrainingConfig, console: Console) -> Path:
     averaged = _average(trainer, work, config.schedule.average_last)
     progress.held_out = _measured(config, sets, splits, None)
     found = progress.report(config.schedule.steps)
-    trained = Trained(config, sets, splits, trainer.pairs, trainer.tokens, averaged, found)
+    trained = Trained(config, sets, splits, averaged, found)
     return write_model(trained, folder, trainer.trained_weights())
 
 

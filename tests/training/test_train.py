@@ -145,3 +145,20 @@ def test_the_weights_are_the_mean_of_the_last_checkpoints(faq, tiny_xlmr):
     name = "classifier.dense.weight"
     np.testing.assert_allclose(averaged[name], (parts[0][name] + parts[1][name]) / 2, atol=1e-6)
     assert not np.allclose(parts[0][name], parts[1][name], atol=1e-4)
+
+
+def test_a_folder_of_something_else_is_never_replaced(faq, tiny_xlmr):
+    (faq / "model").mkdir()
+    (faq / "model/thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="the model would replace it"):
+        train(configured(faq, tiny_xlmr), QUIET)
+    assert (faq / "model/thesis.txt").read_text() == "years of work"
+
+
+def test_checkpoints_of_another_program_are_left_alone(faq, tiny_xlmr):
+    other = faq / "work/checkpoint-7"
+    other.mkdir(parents=True)
+    (other / "trainer_state.json").write_text("{}")
+    with pytest.raises(ConfigError, match="checkpoints of another program"):
+        train(configured(faq, tiny_xlmr), QUIET)
+    assert other.is_dir()

@@ -10,8 +10,8 @@ import pandas as pd
 
 from rerank_udf import load_scorer
 from rerank_udf.evaluation import evaluate
-from rerank_udf.tables import PASSAGE_ID, QUERY_ID, RELEVANCE, SCORE
-from rerank_udf.training.development import HeldOutList, held_out_lists, ranking_of
+from rerank_udf.tables import PASSAGE_ID, QUERY_ID, SCORE
+from rerank_udf.training.development import HeldOutList, held_out_lists, qrels_of, ranking_of
 from rerank_udf.training.lists import TrainingList
 from rerank_udf.training.mini.collections import SAME_LANGUAGE
 from rerank_udf.training.settings import TrainingConfig
@@ -39,10 +39,6 @@ def weights_on_held_out(config: TrainingConfig, model: Path) -> pd.DataFrame:
         str(weight): ranking_of(lists, [_mixed(weight, *both) for both in zip(scores, first, strict=True)])
         for weight in WEIGHTS
     }
-    qrels = pd.DataFrame(
-        [(one.key, passage, 1) for one in lists for passage in one.relevant_ids],
-        columns=[QUERY_ID, PASSAGE_ID, RELEVANCE],
-    )
     kinds = pd.DataFrame(
         {
             QUERY_ID: [one.key for one in lists],
@@ -51,7 +47,7 @@ def weights_on_held_out(config: TrainingConfig, model: Path) -> pd.DataFrame:
     )
     last = rankings.pop(str(WEIGHTS[-1]))
     measured = evaluate(
-        last, qrels, measures=["nDCG@10"], baseline=rankings, group_by=kinds, name=str(WEIGHTS[-1])
+        last, qrels_of(lists), measures=["nDCG@10"], baseline=rankings, group_by=kinds, name=str(WEIGHTS[-1])
     )
     rows = measured.summary.query("documents == 'all' and group != 'all'")
     table = rows.pivot(index="system", columns="group", values="mean")
