@@ -106,7 +106,9 @@ def _top_by_language(one: Collection, count: int) -> Iterator[tuple[Ints, Ints]]
     langs = one.passages["lang"].to_numpy()
     answered = set(zip(*_query_and_language(one), strict=True))
     for lang in sorted(set(langs)):
-        wanted = (one.queries["lang"] != lang) & [(q, lang) in answered for q in one.queries["query_id"]]
+        wanted = (one.queries["lang"] != lang) & np.array(
+            [(q, lang) in answered for q in one.queries["query_id"]]
+        )
         queries, passages = np.flatnonzero(wanted), np.flatnonzero(langs == lang)
         if len(queries):
             near = _nearest(one.query_vectors[queries], one.passage_vectors[passages], count)
