@@ -16,10 +16,14 @@ import pytest
 from click.testing import CliRunner
 from scipy.stats import kendalltau
 
+from rerank_udf.engine.rates import necessary_flops
+from rerank_udf.engine.weights import read_weights
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "peers")]
 
 import bench_engine  # noqa: E402
+import cpu_profile  # noqa: E402
 import http_peer  # noqa: E402
 import worker  # noqa: E402
 from side_by_side import environments, pairs, rounds, show  # noqa: E402
@@ -394,3 +398,15 @@ def test_a_small_run_prints_and_writes_its_figures(tiny_xlmr: Path, tmp_path: Pa
 def test_cells_mark_what_ran_on_fewer_pairs() -> None:
     (row,) = rows_of([lane("st", [2.0, 1.0], sample="fewer", batch="best", batch_size=8)], {}, [], None)
     assert show.cells(row)[:4] == ["st*", "bfloat16", "8 (best)", "750 (500–1,000)"]
+
+
+def test_a_profile_names_linear_layers_and_attention_and_leaves_little_out(tiny_xlmr: Path) -> None:
+    weights = read_weights(tiny_xlmr)
+    spent, seconds = cpu_profile.profile(weights, rows=16, length=48)
+    assert set(spent) == {cpu_profile.LINEAR, cpu_profile.ATTENTION, cpu_profile.OTHER}
+    assert 0 < sum(spent.values()) <= 2000 * seconds, "OpenVINO's clock of one thread, in milliseconds"
+    needed = sum(cpu_profile.operations_of(weights.architecture, rows=16, length=48).values())
+    whole = necessary_flops(weights.architecture, [48] * 16) / 1e9
+    hidden, width = weights.architecture.hidden, weights.architecture.intermediate
+    tail = 16 * 2 * (5 * hidden**2 + 2 * hidden * width + hidden) / 1e9
+    assert needed == pytest.approx(whole - tail), "all but the last layer's products and the head"

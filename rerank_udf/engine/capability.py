@@ -29,14 +29,14 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_cpu_backend() -> str:
-    """ "torch" or "openvino": what RERANK_UDF_CPU_BACKEND says, else torch, or OpenVINO where torch is not installed.
+    """ "torch" or "openvino": what RERANK_UDF_CPU_BACKEND says, else OpenVINO where it is installed, else torch.
 
-    torch first: with its linear layers through oneDNN it is as fast as OpenVINO where both were measured
-    (benchmarks/README.md). Raises ConfigError for another name, and for a library that is not installed.
+    OpenVINO was the faster one in every precision on processors without AMX, and as fast as torch on those that have
+    it (benchmarks/README.md). Raises ConfigError for another name, and for a library that is not installed.
     """
     wanted = os.environ.get(CPU_BACKEND_VARIABLE)
     if wanted is None:
-        return "torch" if _installed("torch") or not _installed("openvino") else "openvino"
+        return "openvino" if _installed("openvino") else "torch"
     if wanted not in CPU_BACKENDS:
         raise ConfigError(f"{CPU_BACKEND_VARIABLE} is {wanted!r}; it must be {' or '.join(CPU_BACKENDS)}")
     if not _installed(wanted):

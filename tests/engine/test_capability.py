@@ -70,9 +70,9 @@ def test_int8_without_openvino_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("installed", "expected"),
-    [({"torch", "openvino"}, "torch"), ({"torch"}, "torch"), ({"openvino"}, "openvino"), (set(), "torch")],
+    [({"torch", "openvino"}, "openvino"), ({"torch"}, "torch"), ({"openvino"}, "openvino"), (set(), "torch")],
 )
-def test_torch_scores_on_a_cpu_where_it_is_installed(
+def test_openvino_scores_on_a_cpu_where_it_is_installed(
     monkeypatch: pytest.MonkeyPatch, installed: set[str], expected: str
 ) -> None:
     monkeypatch.delenv("RERANK_UDF_CPU_BACKEND", raising=False)

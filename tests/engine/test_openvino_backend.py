@@ -139,11 +139,11 @@ def test_other_weights_in_the_same_folder_are_calibrated_anew(tiny_bert: Path, t
     assert resolve_scorer(str(folder), **settings).ranges != before
 
 
-def test_openvino_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, tiny_bert: Path) -> None:
+def test_torch_can_be_asked_for_and_scores_the_same(monkeypatch: pytest.MonkeyPatch, tiny_bert: Path) -> None:
     settings = {"precision": "float32", "device": "cpu", "max_length": 64}
-    torch_scorer = load_scorer(str(tiny_bert), **settings)
-    monkeypatch.setenv("RERANK_UDF_CPU_BACKEND", "openvino")
     openvino_scorer = load_scorer(str(tiny_bert), **settings)
+    monkeypatch.setenv("RERANK_UDF_CPU_BACKEND", "torch")
+    torch_scorer = load_scorer(str(tiny_bert), **settings)
     assert [s.describe()["backend"] for s in (torch_scorer, openvino_scorer)] == ["torch-packed", "openvino"]
     pairs = ["what is it", "why", "what is it"], ["an answer", "", "a much longer answer " * 9]
     np.testing.assert_allclose(openvino_scorer.logits(*pairs), torch_scorer.logits(*pairs), atol=1e-5)
