@@ -20,7 +20,7 @@ from rich.table import Table
 from side_by_side.shapes import SHAPES, model_folder
 
 from rerank_udf.engine.openvino_graph import body
-from rerank_udf.engine.rates import matrix_product_rate
+from rerank_udf.engine.rates import matrix_product_rate, product_shapes
 from rerank_udf.engine.weights import read_weights
 from rerank_udf.machine import processor_name
 from rerank_udf.models.checkpoint import Architecture
@@ -93,12 +93,9 @@ def operations_of(architecture: Architecture, rows: int, length: int) -> dict[st
     """GFLOP of the graph's parts; the last layer has its attention alone, over states, for one query a sequence."""
     hidden, layers = architecture.hidden, architecture.layers - 1
     tokens = rows * length
-    per_token = 2 * (4 * hidden * hidden + 2 * hidden * architecture.intermediate)
+    per_token = 2 * sum(columns * out for columns, out in product_shapes(architecture))
     attention = layers * 4 * length * hidden * tokens + 4 * architecture.heads * hidden * tokens
-    return {
-        LINEAR: layers * per_token * tokens / 1e9,
-        ATTENTION: attention / 1e9,
-    }
+    return {LINEAR: layers * per_token * tokens / 1e9, ATTENTION: attention / 1e9}
 
 
 if __name__ == "__main__":

@@ -400,7 +400,7 @@ def test_cells_mark_what_ran_on_fewer_pairs() -> None:
     assert show.cells(row)[:4] == ["st*", "bfloat16", "8 (best)", "750 (500–1,000)"]
 
 
-def test_a_profile_names_linear_layers_and_attention_and_leaves_little_out(tiny_xlmr: Path) -> None:
+def test_a_profile_knows_linear_layers_and_attention_and_what_they_need(tiny_xlmr: Path) -> None:
     weights = read_weights(tiny_xlmr)
     spent, seconds = cpu_profile.profile(weights, rows=16, length=48)
     assert set(spent) == {cpu_profile.LINEAR, cpu_profile.ATTENTION, cpu_profile.OTHER}

@@ -31,8 +31,8 @@ def resolve_device(device: str) -> str:
 def resolve_cpu_backend() -> str:
     """ "torch" or "openvino": what RERANK_UDF_CPU_BACKEND says, else OpenVINO where it is installed, else torch.
 
-    OpenVINO was the faster one in every precision on processors without AMX, and as fast as torch on those that have
-    it (benchmarks/README.md). Raises ConfigError for another name, and for a library that is not installed.
+    OpenVINO was the faster one in bfloat16 on a processor without AMX, and as fast as torch on one that has it
+    (benchmarks/README.md). Raises ConfigError for another name, and for a library that is not installed.
     """
     wanted = os.environ.get(CPU_BACKEND_VARIABLE)
     if wanted is None:
