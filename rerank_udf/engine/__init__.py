@@ -92,7 +92,7 @@ class ScorerPlan:
 
     def _backend(self, folder: Path) -> Backend:
         on_cpu = resolve_device(self.device) == "cpu"
-        if self.precision == "int8" or (on_cpu and resolve_cpu_backend() == "openvino"):
+        if self.precision == "int8" or (on_cpu and resolve_cpu_backend(self.precision) == "openvino"):
             from rerank_udf.engine.openvino_backend import OpenVinoBackend
 
             return OpenVinoBackend(folder, precision=self.precision, ranges=self.ranges)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -28,19 +29,27 @@ def resolve_device(device: str) -> str:
     raise ConfigError(f"device is {device!r}; it must be auto, cpu, cuda or cuda:N")
 
 
-def resolve_cpu_backend() -> str:
-    """ "torch" or "openvino": what RERANK_UDF_CPU_BACKEND says, else OpenVINO where it is installed, else torch.
+def resolve_cpu_backend(precision: str) -> str:
+    """ "torch" or "openvino": what RERANK_UDF_CPU_BACKEND says, else OpenVINO where it has `precision`, else torch.
 
     OpenVINO was the faster one in bfloat16 on a processor without AMX, and as fast as torch on one that has it
-    (benchmarks/README.md). Raises ConfigError for another name, and for a library that is not installed.
+    (benchmarks/README.md). Raises ConfigError for another name, for a library that is not installed, and where
+    OpenVINO is to compute what it does not.
     """
     wanted = os.environ.get(CPU_BACKEND_VARIABLE)
     if wanted is None:
-        return "openvino" if _installed("openvino") else "torch"
-    if wanted not in CPU_BACKENDS:
+        wanted = "openvino" if _installed("openvino") else "torch"
+        if wanted == "openvino" and _installed("torch") and precision not in _openvino_precisions():
+            wanted = "torch"
+    elif wanted not in CPU_BACKENDS:
         raise ConfigError(f"{CPU_BACKEND_VARIABLE} is {wanted!r}; it must be {' or '.join(CPU_BACKENDS)}")
-    if not _installed(wanted):
+    elif not _installed(wanted):
         raise ConfigError(f"{CPU_BACKEND_VARIABLE} is {wanted}, which is not installed; pip install {wanted}")
+    if wanted == "openvino" and precision not in (known := _openvino_precisions()):
+        raise ConfigError(
+            f"precision is {precision}, which OpenVINO does not compute in on this processor, only in"
+            f" {', '.join(known)}; set another precision, or install torch and unset {CPU_BACKEND_VARIABLE}"
+        )
     return wanted
 
 
@@ -62,6 +71,18 @@ def resolve_precision(precision: str, device: str) -> str:
             raise ConfigError("precision is int8, which needs OpenVINO; pip install 'rerank-udf[openvino]'")
         return precision
     raise ConfigError(f"precision is {precision!r}; it must be auto, {', '.join(PRECISIONS)} or int8")
+
+
+@functools.cache
+def _openvino_precisions() -> tuple[str, ...]:
+    """What OpenVINO computes here as asked: it takes any hint, and falls back to another type without a word.
+
+    A float16 hint gave bfloat16's logits to the bit on a processor that has no float16 products.
+    """
+    import openvino
+
+    narrow = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("float32", "bfloat16", "int8") if narrow else ("float32", "int8")
 
 
 def _installed(package: str) -> bool:

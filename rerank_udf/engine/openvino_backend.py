@@ -27,7 +27,7 @@ from rerank_udf.packing import Layout
 
 # Rows of a product; more than a core needs to be busy, few enough that a layer's activations stay near it
 TOKENS_PER_BATCH = 2048
-_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
 _FULL = ("bad_alloc", "can't allocate memory", "not enough memory")
 
 

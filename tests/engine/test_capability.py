@@ -5,6 +5,7 @@ import pytest
 from rerank_udf.engine import capability
 from rerank_udf.engine.capability import resolve_cpu_backend, resolve_device, resolve_precision
 from rerank_udf.errors import ConfigError
+from rerank_udf.machine import processor_flags
 
 
 def test_automatic_precision_is_float16_on_cuda() -> None:
@@ -68,6 +69,14 @@ def test_int8_without_openvino_says_what_to_install(monkeypatch: pytest.MonkeyPa
         resolve_precision("int8", "cpu")
 
 
+@pytest.fixture
+def narrow_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An OpenVINO on a processor that multiplies in bfloat16."""
+    monkeypatch.delenv("RERANK_UDF_CPU_BACKEND", raising=False)
+    monkeypatch.setattr(capability, "_openvino_precisions", lambda: ("float32", "bfloat16", "int8"))
+
+
+@pytest.mark.usefixtures("narrow_openvino")
 @pytest.mark.parametrize(
     ("installed", "expected"),
     [({"torch", "openvino"}, "openvino"), ({"torch"}, "torch"), ({"openvino"}, "openvino"), (set(), "torch")],
@@ -75,18 +84,44 @@ def test_int8_without_openvino_says_what_to_install(monkeypatch: pytest.MonkeyPa
 def test_openvino_scores_on_a_cpu_where_it_is_installed(
     monkeypatch: pytest.MonkeyPatch, installed: set[str], expected: str
 ) -> None:
-    monkeypatch.delenv("RERANK_UDF_CPU_BACKEND", raising=False)
     monkeypatch.setattr(capability, "_installed", installed.__contains__)
-    assert resolve_cpu_backend() == expected
+    assert resolve_cpu_backend("bfloat16") == expected
 
 
+@pytest.mark.usefixtures("narrow_openvino")
+def test_torch_scores_in_what_openvino_does_not_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capability, "_installed", {"torch", "openvino"}.__contains__)
+    assert resolve_cpu_backend("float16") == "torch"
+    monkeypatch.setattr(capability, "_openvino_precisions", lambda: ("float32", "int8"))
+    assert resolve_cpu_backend("bfloat16") == "torch"
+    monkeypatch.setattr(capability, "_installed", {"openvino"}.__contains__)
+    with pytest.raises(ConfigError, match=r"precision is bfloat16, .* only in float32, int8; set another"):
+        resolve_cpu_backend("bfloat16")
+
+
+def test_openvino_says_what_it_falls_back_from() -> None:
+    openvino = pytest.importorskip("openvino")
+    known = capability._openvino_precisions()
+    assert "float16" not in known
+    flags = processor_flags()
+    if "avx512_bf16" in flags or "amx_bf16" in flags:
+        values = openvino.opset13.parameter([1], openvino.Type.f32)
+        model = openvino.Model([openvino.opset13.exp(values)], [values])
+        network = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+        assert network.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.bf16
+        assert "bfloat16" in known
+
+
+@pytest.mark.usefixtures("narrow_openvino")
 def test_the_cpu_backend_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RERANK_UDF_CPU_BACKEND", "openvino")
     monkeypatch.setattr(capability, "_installed", lambda package: True)
-    assert resolve_cpu_backend() == "openvino"
+    assert resolve_cpu_backend("bfloat16") == "openvino"
+    with pytest.raises(ConfigError, match="precision is float16, which OpenVINO does not compute in"):
+        resolve_cpu_backend("float16")
     monkeypatch.setattr(capability, "_installed", lambda package: package != "openvino")
     with pytest.raises(ConfigError, match="is openvino, which is not installed; pip install openvino"):
-        resolve_cpu_backend()
+        resolve_cpu_backend("float32")
     monkeypatch.setenv("RERANK_UDF_CPU_BACKEND", "onnx")
     with pytest.raises(ConfigError, match="is 'onnx'; it must be torch or openvino"):
-        resolve_cpu_backend()
+        resolve_cpu_backend("float32")
