@@ -44,7 +44,7 @@ demo: java $(STAMP)
 	$(BIN)/python -m rerank_udf.demo
 
 test: java $(STAMP)
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_ARGS)
 
 test-long: java $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not reference" $(TEST_ARGS)

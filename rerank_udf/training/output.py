@@ -74,7 +74,7 @@ def card(trained: Trained, base: Path) -> str:
         given.get(
             "description", "A cross-encoder: it reads a query and a passage together and gives one logit."
         ),
-        f"Base: {config.base}{f' at {config.revision}' if config.revision else ''}{_shape(base)}.",
+        f"Base: {_base(config)}{_shape(base)}.",
         "## Data",
         _data(trained, given.get("licences", {})),
         "## Recipe",
@@ -87,6 +87,11 @@ def card(trained: Trained, base: Path) -> str:
     licence = given.get("licence")
     head = f"---\nlicense: {licence}\npipeline_tag: text-ranking\n---\n\n" if licence else ""
     return head + "\n\n".join(parts) + "\n"
+
+
+def _base(config: TrainingConfig) -> str:
+    named: str | None = config.card.get("base")
+    return named or f"{config.base}{f' at {config.revision}' if config.revision else ''}"
 
 
 def _shape(base: Path) -> str:

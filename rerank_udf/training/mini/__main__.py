@@ -47,7 +47,7 @@ def main(data: Path, work: Path, steps: int, start: Path | None, tables_only: bo
         if tables_only:
             return
         base = base_model(work / "base", start)
-        config = recipe(base, work, work / "model", steps)
+        config = recipe(base, work, work / "model", steps, earlier_layers=start is not None)
         output = train(config, console)
         weights = weights_on_held_out(config, output)
         console.print(
