@@ -38,9 +38,8 @@ def resolve_cpu_backend(precision: str) -> str:
     """
     wanted = os.environ.get(CPU_BACKEND_VARIABLE)
     if wanted is None:
-        wanted = "openvino" if _installed("openvino") else "torch"
-        if wanted == "openvino" and _installed("torch") and precision not in _openvino_precisions():
-            wanted = "torch"
+        fits = _installed("openvino") and (not _installed("torch") or precision in _openvino_precisions())
+        wanted = "openvino" if fits else "torch"
     elif wanted not in CPU_BACKENDS:
         raise ConfigError(f"{CPU_BACKEND_VARIABLE} is {wanted!r}; it must be {' or '.join(CPU_BACKENDS)}")
     elif not _installed(wanted):
@@ -77,7 +76,7 @@ def resolve_precision(precision: str, device: str) -> str:
 def _openvino_precisions() -> tuple[str, ...]:
     """What OpenVINO computes here as asked: it takes any hint, and falls back to another type without a word.
 
-    A float16 hint gave bfloat16's logits to the bit on a processor that has no float16 products.
+    Never float16: on a processor without float16 products that hint gave logits as far from float32's as bfloat16's.
     """
     import openvino
 

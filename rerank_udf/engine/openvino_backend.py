@@ -66,7 +66,7 @@ class OpenVinoBackend:
             if ranges is None:
                 raise ValueError("precision int8 needs the ranges of a calibration")
             product = quantised(weights, Ranges.from_bytes(ranges))
-        hint = _HINTS.get(precision) or _HINTS[resolve_precision("auto", "cpu")]
+        hint = _HINTS[resolve_precision("auto", "cpu") if precision == "int8" else precision]
         self._hint = {short: long for long, short in _HINTS.items()}[hint]
         graph = body(weights, half_tables=precision != "float32", product=product)
         network = compiled(graph, hint, self._threads, streams=self._threads)

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from rerank_udf.errors import RerankError
 from rerank_udf.models import mini
+from rerank_udf.models.cache import file_digest
 from rerank_udf.models.checkpoint import WEIGHTS_FILE
 from rerank_udf.training.mini.collections import read_all
 from rerank_udf.training.mini.e5 import BiEncoder
@@ -29,6 +30,7 @@ from rerank_udf.training.output import CARD_FILE
 from rerank_udf.training.train import train
 
 HEAD = {"dense": (384, 384), "out_proj": (1, 384)}
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _DEVIATIONS = {"dense": 0.05, "out_proj": 0.02}
 
 
@@ -36,7 +38,7 @@ _DEVIATIONS = {"dense": 0.05, "out_proj": 0.02}
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of the retrieval sets.")
 @click.option("--work", required=True, type=click.Path(path_type=Path), help="Where what takes long is kept.")
 @click.option("--steps", default=STEPS, show_default=True, help="Of the whole run.")
-@click.option("--start", type=click.Path(path_type=Path), help="Trained layers (safetensors) to begin with.")
+@click.option("--start", type=_FILE, help="Trained layers (safetensors) to begin with.")
 @click.option("--tables-only", is_flag=True, help="Make the tables and stop.")
 @click.option("--install", is_flag=True, help="Put the result into this checkout as the model mini.")
 def main(data: Path, work: Path, steps: int, start: Path | None, tables_only: bool, install: bool) -> None:
@@ -46,7 +48,7 @@ def main(data: Path, work: Path, steps: int, start: Path | None, tables_only: bo
         write_tables(list(read_all(data, work)), work, BiEncoder())
         if tables_only:
             return
-        base = base_model(work / "base", start)
+        base = base_model(work, start)
         config = recipe(base, work, work / "model", steps, earlier_layers=start is not None)
         output = train(config, console)
         weights = weights_on_held_out(config, output)
@@ -63,8 +65,12 @@ def main(data: Path, work: Path, steps: int, start: Path | None, tables_only: bo
         sys.exit(error.exit_code)
 
 
-def base_model(folder: Path, start: Path | None) -> Path:
-    """multilingual-e5-small as a cross-encoder: with a head drawn at random, or with earlier trained layers."""
+def base_model(work: Path, start: Path | None) -> Path:
+    """multilingual-e5-small as a cross-encoder: with a head drawn at random, or with earlier trained layers.
+
+    Each start has a folder of its own, so that a run is never gone on with from another.
+    """
+    folder = work / ("base" if start is None else f"base-{file_digest(start)[:16]}")
     if not (folder / WEIGHTS_FILE).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         parts = mini.find_parts()
