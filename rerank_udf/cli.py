@@ -66,7 +66,7 @@ def rerank(config_path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
     if dry_run:
         _print_estimate(spark, config)
         return
-    from rerank_udf.spark.pipeline import run_rerank
+    from rerank_udf.spark.pipeline import at_versions, run_rerank
 
     console = _console()
     report = run_rerank(spark, config, console, command=_command_line())
@@ -74,7 +74,8 @@ def rerank(config_path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
     if config.evaluation.qrels is not None and config.output.layout == "rows":
         from rerank_udf.spark.judged import write_evaluation
 
-        write_evaluation(spark, config, report, _print_evaluation(spark, config, None), console)
+        ranked = at_versions(config, report.input_versions)
+        write_evaluation(spark, ranked, report, _print_evaluation(spark, ranked, None), console)
 
 
 @cli.command()
@@ -94,7 +95,7 @@ def evaluate(
 ) -> None:
     """Measure the published table against evaluation.qrels and the first stage."""
     config, others = load_config(config_path, overrides), _named_places(rankings)
-    _print_evaluation(_session("rerank-udf evaluate"), config, out, others)
+    _print_evaluation(_session("rerank-udf evaluate"), config, out, others).release()
 
 
 def _named_places(given: Sequence[str]) -> dict[str, str]:

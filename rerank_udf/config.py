@@ -315,6 +315,15 @@ class JobConfig(Settings):
         }
         return {name: source for name, source in found.items() if source is not None}
 
+    def with_sources(self, sources: Mapping[str, Source]) -> JobConfig:
+        """The same job with other inputs, by key path."""
+        parts: dict[str, dict[str, Source]] = {}
+        for path, source in sources.items():
+            part, _, name = path.partition(".")
+            parts.setdefault(part, {})[name] = source
+        changed = {part: getattr(self, part).model_copy(update=found) for part, found in parts.items()}
+        return self.model_copy(update=changed)
+
     def output_paths(self) -> dict[str, str]:
         """Every path that the job writes to, by its key path."""
         found = {

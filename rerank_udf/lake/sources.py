@@ -41,12 +41,33 @@ def read_source(spark: SparkSession, source: Source, label: str) -> DataFrame:
 
 def read_versioned(spark: SparkSession, source: Source, label: str) -> tuple[DataFrame, str | None]:
     """The same with the table's version (see source_version), held to it whatever is committed while it is read."""
+    version = version_of_now(spark, source, label)
+    with _told(source, label):
+        held = at_version(source, version)
+        frame = _load(spark, held)
+        return frame.where(held.where) if held.where else frame, version
+
+
+def version_of_now(spark: SparkSession, source: Source, label: str) -> str | None:
+    """As source_version; raises InputError as `read_source`."""
+    with _told(source, label):
+        return source_version(spark, source)
+
+
+def at_version(source: Source, version: str | None) -> Source:
+    """The source that reads this version, which source_version told, whatever is committed later."""
+    if version is None:
+        return source
+    if source.table:
+        sql = f"select * from {quoted_table(source.table)} version as of {version}"
+        return source.model_copy(update={"table": None, "sql": sql})
+    return source.model_copy(update={"options": {**source.options, "versionAsOf": version}})
+
+
+@contextmanager
+def _told(source: Source, label: str) -> Iterator[None]:
     try:
-        frame = _load(spark, source)
-        version = source_version(spark, source)
-        if version is not None:
-            frame = _load_version(spark, source, version)
-        return frame.where(source.where) if source.where else frame, version
+        yield
     except AnalysisException as error:
         raise InputError(f"{label} ({source}): {_reason(error, source)}") from None
     except PySparkException as error:
@@ -123,12 +144,6 @@ def _load(spark: SparkSession, source: Source) -> DataFrame:
         return spark.table(source.table)
     options = {**_CSV_DEFAULTS, **source.options} if source.format == "csv" else source.options
     return spark.read.format(source.format).options(**options).load(source.path)
-
-
-def _load_version(spark: SparkSession, source: Source, version: str) -> DataFrame:
-    if source.table:
-        return spark.sql(f"select * from {quoted_table(source.table)} version as of {version}")
-    return spark.read.format(source.format).options(**source.options, versionAsOf=version).load(source.path)
 
 
 def _reason(error: AnalysisException, source: Source) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -25,7 +25,7 @@ from rerank_udf.config import JobConfig
 from rerank_udf.engine import ScorerPlan
 from rerank_udf.errors import InputError, RerankError, TooManyRejectsError
 from rerank_udf.lake import targets, versions
-from rerank_udf.lake.sources import bad_lines_told, is_text_typed, read_source, source_version
+from rerank_udf.lake.sources import at_version, bad_lines_told, is_text_typed, read_source, version_of_now
 from rerank_udf.lake.store import ScoreStore, open_store
 from rerank_udf.report import RunReport, new_report
 from rerank_udf.spark.adoption import absorb, adopt
@@ -65,17 +65,19 @@ def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command
     sources = {name: str(source) for name, source in config.sources().items()}
     report = new_report(run_id, command, config.model_dump(mode="json"), sources, config.evaluation.seed)
     with report.phase("prepare"):
+        rows_settings = _rows_settings(config)
+        report.input_versions = _input_versions(spark, config)
+        config = at_versions(config, report.input_versions)
         prepared = read_and_prepare(spark, config)
         plan = plan_for_job(spark, config.model)
         report.model, report.model_key = _model_facts(plan), plan.model_key
         _check_target(spark, config, prepared)
-        report.input_versions = _input_versions(spark, config)
         store = open_store(spark, config.store, config.store_path())
         work = Workplace(spark, config.work_path(), plan.model_key, run_id)
         work.clear_away_the_dead()
     with work.kept_only_on_failure():
         with report.phase("stage"), bad_lines_told():
-            rows = stage_rows(spark, prepared.rows, _rows_settings(config), work.root, run_id)
+            rows = stage_rows(spark, prepared.rows, rows_settings, work.root, run_id)
             work.own(rows.folder, shared=rows.reused)
             _count_input(report, prepared, rows)
         job = Job(spark, config, report, plan, store, work, rows.frame, prepared, console)
@@ -142,8 +144,19 @@ def _as_published(decided: Outcome, config: JobConfig) -> DataFrame:
 
 def _input_versions(spark: SparkSession, config: JobConfig) -> dict[str, str]:
     """Of the inputs that have versions (Delta, Iceberg): the one that stands now, by the setting's name."""
-    found = {name: source_version(spark, source) for name, source in config.sources().items()}
+    found = {name: version_of_now(spark, source, name) for name, source in config.sources().items()}
     return {name: version for name, version in found.items() if version is not None}
+
+
+def at_versions(config: JobConfig, input_versions: Mapping[str, str]) -> JobConfig:
+    """The job on its inputs as a run read them, `input_versions` of its report.
+
+    So that an evaluation hours later is not one of other candidates, or by other judgements.
+    """
+    sources = config.sources()
+    return config.with_sources(
+        {name: at_version(sources[name], version) for name, version in input_versions.items()}
+    )
 
 
 def _model_facts(plan: ScorerPlan) -> dict[str, Any]:

@@ -14,15 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from jobs_of import run, settings
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from tables_of import three_tables
 
 from rerank_udf.config import Source, Target
 from rerank_udf.errors import InputError
 from rerank_udf.lake import targets
 from rerank_udf.lake.catalog import full_parts, provider_of
 from rerank_udf.lake.sources import read_source, read_versioned, source_version
+from rerank_udf.spark.assess import assess
+from rerank_udf.spark.pipeline import at_versions
 
 pytestmark = [pytest.mark.lake, pytest.mark.slow]
 
@@ -482,6 +487,37 @@ def test_a_table_is_read_at_the_version_that_is_reported(spark, place):
         assert held(read_source(spark, source, "input.candidates")) == as_held(("q1", "p3"))
         assert source_version(spark, source) == str(place.versions()[-1]) != version
         place.publish(ranked(spark, ("q1", "p1 p2"), ("q2", "p1")), uuid.uuid4().hex)
+
+
+def test_an_evaluation_after_a_run_reads_what_the_run_read(spark, lake_formats, hash_model, tmp_path):
+    lake_formats("delta")
+    candidates, queries, passages = three_tables(spark)
+    qrels = spark.createDataFrame(
+        [("q1", "p3", 1), ("q2", "p1", 1)], "query_id string, passage_id string, relevance int"
+    )
+    tables = {"candidates": candidates, "queries": queries, "passages": passages, "qrels": qrels}
+    places = {name: {"path": str(tmp_path / name), "format": "delta"} for name in tables}
+    for name, table in tables.items():
+        table.write.format("delta").save(places[name]["path"])
+    spark.sql(f"create table judged_then using delta as select * from delta.`{places['qrels']['path']}`")
+    try:
+        judged = {"qrels": {"table": "judged_then"}, "measures": ["nDCG@10"]}
+        inputs = {name: places[name] for name in ("candidates", "queries", "passages")}
+        config = settings(tmp_path, hash_model, input=inputs, evaluation=judged)
+        report = run(spark, config)
+        assert report.input_versions == {
+            **{f"input.{name}": "0" for name in inputs},
+            "evaluation.qrels": "0",
+        }
+        asked = at_versions(config, report.input_versions)
+        before = assess(spark, asked).summary
+        backwards = candidates.withColumn("score", -F.col("score"))
+        backwards.write.format("delta").mode("overwrite").save(places["candidates"]["path"])
+        spark.sql("update judged_then set passage_id = 'p2'")
+        pd.testing.assert_frame_equal(assess(spark, asked).summary, before)
+        assert not assess(spark, config).summary["mean"].equals(before["mean"])
+    finally:
+        spark.sql("drop table judged_then")
 
 
 def test_only_tables_with_versions_have_one(spark, tmp_path):
