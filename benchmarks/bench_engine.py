@@ -259,7 +259,8 @@ def report(
     title = f"{label} · {lengths} · {plan.precision} · {device}, {plan.threads} threads"
     facts = whole.describe()
     of = f"{facts['pairs']:,} pairs of {facts['source']}"
-    subtitle = f"{of}, {facts['tokens_mean']:.0f} tokens in the mean · {plan.rounds} rounds"
+    counted = "1 round" if plan.rounds == 1 else f"{plan.rounds} rounds"
+    subtitle = f"{of}, {facts['tokens_mean']:.0f} tokens in the mean · {counted}"
     notes = notes_of(samples, outcome, plan)
     with (plan.folder / "table.txt").open("w", encoding="utf-8") as file:
         for console in (
