@@ -5,7 +5,8 @@ So a resumed run sees what it would have seen, and a prolonged one begins as the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,6 +130,14 @@ def of_language(tables: TrainingTables, passages: Ints, passage: int) -> Ints:
     return passages if langs is None else passages[langs[passages] == langs[passage]]
 
 
+def _of_queries_language(tables: TrainingTables, passages: Ints, query: int) -> Ints:
+    of_passages, of_queries = tables.passages.langs, tables.queries.langs
+    if of_passages is None or of_queries is None:
+        return passages
+    own: Ints = passages[of_passages[passages] == of_queries[query]]
+    return own
+
+
 def _others(
     tables: TrainingTables,
     divided: Split,
@@ -139,40 +148,44 @@ def _others(
 ) -> Ints:
     """The list's other passages: distinct, none of them relevant, held out, or better than the first by `margin`."""
     barred = {first} if tables.relevant is None else set(tables.relevant[query].tolist())
+    admitted: dict[str, Callable[[Ints], Ints]] = {
+        "passage": lambda passages: of_language(tables, passages, first),
+        "query": lambda passages: _of_queries_language(tables, passages, query),
+    }
     chosen: list[int] = []
-    short = 0
+    short: Counter[str] = Counter()
     for one in tables.settings.negatives:
         if one.ranking == RANDOM:
-            short += one.count
+            short[one.language] += one.count
             continue
-        pool = of_language(tables, tables.rankings[one.ranking][query], first)[
-            one.ranks[0] - 1 : one.ranks[1]
-        ]
+        of_the_language = admitted[one.language](tables.rankings[one.ranking][query])
+        pool = of_the_language[one.ranks[0] - 1 : one.ranks[1]]
         pool = np.array([p for p in pool.tolist() if p not in barred], np.int64)
         pool = _not_too_good(tables, divided, query, first, pool, margin)
         drawn = rng.permutation(pool)[: one.count].tolist()
         chosen += drawn
         barred |= set(drawn)
-        short += one.count - len(drawn)
-    return np.array(chosen + _random(tables, divided, query, first, barred, short, rng), np.int64)
+        short[one.language] += one.count - len(drawn)
+    for language, count in short.items():
+        chosen += _random(tables, divided, admitted[language], barred, count, rng)
+    return np.array(chosen, np.int64)
 
 
 def _random(
     tables: TrainingTables,
     divided: Split,
-    query: int,
-    first: int,
+    admitted: Callable[[Ints], Ints],
     barred: set[int],
     count: int,
     rng: np.random.Generator,
 ) -> list[int]:
-    """Up to `count` passages from anywhere, in the language of the first."""
+    """Up to `count` passages from anywhere, of those that are `admitted`; they are barred after that."""
     chosen: list[int] = []
     for _ in range(_TRIES):
         if len(chosen) >= count:
             break
         drawn = rng.integers(len(tables.passages.ids), size=_LOOKAHEAD * count)
-        for passage in of_language(tables, drawn, first).tolist():
+        for passage in admitted(drawn).tolist():
             if passage not in barred and not divided.passages_held_out[passage] and len(chosen) < count:
                 chosen.append(passage)
                 barred.add(passage)

@@ -42,12 +42,15 @@ class Teacher(Settings):
 class Negatives(Settings):
     """How many passages of a list come from where.
 
-    `ranking`: candidates, a name in `rankings`, or random; `ranks` from 1, both ends in.
+    `ranking`: candidates, a name in `rankings`, or random; `ranks` from 1, both ends in, among those of the language.
+    `language`: that of the list's right passage, or the query's own: who asks in one language and finds the answer in
+    another has passages of both before him.
     """
 
     ranking: str = CANDIDATES
     ranks: tuple[int, int] = (1, 20)
     count: int = Field(ge=1)
+    language: Literal["passage", "query"] = "passage"
 
     @model_validator(mode="after")
     def _ranks_in_order(self) -> Negatives:

@@ -83,6 +83,24 @@ def test_negatives_come_from_the_ranks_that_are_asked_for(faq):
         assert found <= {(asked + 1) % len(TOPICS), (asked + 2) % len(TOPICS)}
 
 
+def test_wrong_passages_may_be_in_the_querys_own_language(faq):
+    """All questions are English and every right passage is German: two wrong ones of the query's ranks 2 and 3 in
+    English, one at random; the others German."""
+    wrong = [
+        {"ranking": "candidates", "ranks": [2, 3], "count": 2, "language": "query"},
+        {"ranking": "random", "count": 1, "language": "query"},
+        {"ranking": "random", "count": 2},
+    ]
+    lists, _ = sampler(configured(faq, languages="other", negatives=wrong, held_out={"queries": 0}))
+    for one in (lists[number] for number in range(100)):
+        asked = TOPICS.index(topic(one.query))
+        own = [text for text in one.passages if "about" in text]
+        assert ["Thema" in text for text in one.passages] == [True] + [False] * 3 + [True] * 2
+        near = {(asked + 1) % len(TOPICS), (asked + 2) % len(TOPICS)}
+        assert {TOPICS.index(topic(text)) for text in own[:2]} == near
+        assert asked not in {TOPICS.index(topic(text)) for text in one.passages[1:]}
+
+
 def test_a_list_depends_on_its_number_alone(faq):
     config = configured(faq)
     short, long = sampler(config, 50)[0], sampler(config, 200)[0]
