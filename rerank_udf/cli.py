@@ -74,8 +74,8 @@ def rerank(config_path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
     if config.evaluation.qrels is not None and config.output.layout == "rows":
         from rerank_udf.spark.judged import write_evaluation
 
-        ranked = at_versions(config, report.input_versions)
-        write_evaluation(spark, ranked, report, _print_evaluation(spark, ranked, None), console)
+        as_read = at_versions(config, report.input_versions)
+        write_evaluation(spark, as_read, report, _print_evaluation(spark, as_read, None), console)
 
 
 @cli.command()

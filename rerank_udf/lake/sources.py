@@ -51,6 +51,8 @@ def read_versioned(spark: SparkSession, source: Source, label: str) -> tuple[Dat
 def version_of_now(spark: SparkSession, source: Source, label: str) -> str | None:
     """As source_version; raises InputError as `read_source`."""
     with _told(source, label):
+        if source.table or source.format in ("delta", "iceberg"):
+            _load(spark, source)  # tells what is missing better than the format's own commands do
         return source_version(spark, source)
 
 

@@ -65,7 +65,6 @@ def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command
     sources = {name: str(source) for name, source in config.sources().items()}
     report = new_report(run_id, command, config.model_dump(mode="json"), sources, config.evaluation.seed)
     with report.phase("prepare"):
-        rows_settings = _rows_settings(config)
         report.input_versions = _input_versions(spark, config)
         config = at_versions(config, report.input_versions)
         prepared = read_and_prepare(spark, config)
@@ -77,7 +76,7 @@ def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command
         work.clear_away_the_dead()
     with work.kept_only_on_failure():
         with report.phase("stage"), bad_lines_told():
-            rows = stage_rows(spark, prepared.rows, rows_settings, work.root, run_id)
+            rows = stage_rows(spark, prepared.rows, _rows_settings(config), work.root, run_id)
             work.own(rows.folder, shared=rows.reused)
             _count_input(report, prepared, rows)
         job = Job(spark, config, report, plan, store, work, rows.frame, prepared, console)

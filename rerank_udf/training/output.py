@@ -124,7 +124,6 @@ def _recipe(trained: Trained) -> str:
     )
     versions = ", ".join(f"{name} {version}" for name, version in installed_versions().items())
     steps = ", ".join(f"{step:,}" for step in trained.averaged)
-    several = len(trained.averaged) > 1
     return "\n".join(
         [
             f"- {schedule.steps:,} steps of {schedule.lists_per_step} lists; seed {config.seed}.",
@@ -134,7 +133,7 @@ def _recipe(trained: Trained) -> str:
             f"decay {rate.layer_decay:g}, clip {rate.clip_norm:g}; {schedule.warmup_steps} steps up, constant, the "
             f"last {schedule.decay:.0%} down to zero; no dropout; {frozen}.",
             f"- The mean of the weights after steps {steps}."
-            if several
+            if len(trained.averaged) > 1
             else "- The weights after the last step.",
             f"- {versions}.",
         ]

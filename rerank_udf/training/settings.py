@@ -43,8 +43,8 @@ class Negatives(Settings):
     """How many passages of a list come from where.
 
     `ranking`: candidates, a name in `rankings`, or random; `ranks` from 1, both ends in, among those of the language.
-    `language`: that of the list's right passage, or the query's own: who asks in one language and finds the answer in
-    another has passages of both before him.
+    `language`: that of the list's right passage, or the query's own: where the answer is in
+    another language, a first stage over several lists passages of both.
     """
 
     ranking: str = CANDIDATES
