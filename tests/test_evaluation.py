@@ -441,7 +441,11 @@ def test_a_file_that_is_not_parquet_and_ids_that_are_not_utf8_are_sentences(tmp_
         ),
         (
             {"group_by": pa.table({"query_id": ["q"], "mean": ["a"]})},
-            "column 'mean', a name that the summary needs",
+            "column 'mean', a name that the evaluation needs for itself",
+        ),
+        (
+            {"group_by": pa.table({"query_id": ["q"], "cluster": ["a"]}), "clusters": {"q": "b"}},
+            "group_by has a column 'cluster', a name that the evaluation needs",
         ),
         (
             {"clusters": pa.table({"query_id": ["q"], "a": [1], "b": [2]})},

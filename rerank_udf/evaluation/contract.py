@@ -59,8 +59,8 @@ def without_attribute(label: str, count: int, first: str) -> str:
 
 
 def reserved_column(label: str, column: str) -> str:
-    """A grouping column that would hide one of the summary's own."""
-    return f"{label} has a column {column!r}, a name that the summary needs; rename it."
+    """A grouping column that would hide one of the evaluation's own."""
+    return f"{label} has a column {column!r}, a name that the evaluation needs for itself; rename it."
 
 
 def several_rows(label: str, query: str | None) -> str:

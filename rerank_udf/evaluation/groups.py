@@ -14,7 +14,7 @@ from rerank_udf.errors import InputError
 from rerank_udf.evaluation import contract
 from rerank_udf.evaluation.loading import select, string_ids
 from rerank_udf.evaluation.significance import Ints
-from rerank_udf.evaluation.study import ALL, SUMMARY_COLUMNS
+from rerank_udf.evaluation.study import ALL, CLUSTER, SUMMARY_COLUMNS, VALUE
 from rerank_udf.tables import QUERY_ID
 
 NO_VALUE = "(none)"
@@ -40,11 +40,13 @@ class Groups:
     def of(query_ids: list[str], group_by: Any, clusters: Any) -> Groups:
         """From mappings or tables; raises InputError where they do not fit the queries."""
         frame = _attributes(query_ids, group_by, "group_by", "group")
-        named_clusters = _attributes(query_ids, clusters, "clusters", "cluster")
+        named_clusters = _attributes(query_ids, clusters, "clusters", CLUSTER)
         if named_clusters.shape[1] > 1:
             have = ", ".join(named_clusters.columns)
             raise InputError(f"clusters has the columns {have} beside query_id; one is expected.")
         names = named_clusters.iloc[:, 0].tolist() if named_clusters.shape[1] else query_ids
+        if CLUSTER in frame and frame[CLUSTER].tolist() != names:
+            raise InputError(contract.reserved_column("group_by", CLUSTER))
         return Groups.arranged(frame, names)
 
     @staticmethod
@@ -84,7 +86,7 @@ def _attributes(query_ids: list[str], source: Any, label: str, column: str) -> p
         columns = {c: table[c].to_pylist() for c in table.column_names if c != QUERY_ID}
     if not columns:
         raise InputError(f"{label} has the column {QUERY_ID} only; at least one more is expected.")
-    taken = [c for c in columns if c in SUMMARY_COLUMNS]
+    taken = [c for c in columns if c in (*SUMMARY_COLUMNS, VALUE)]
     if taken:
         raise InputError(contract.reserved_column(label, taken[0]))
     row_of = {key: row for row, key in enumerate(keys)}

@@ -45,6 +45,7 @@ SUMMARY_COLUMNS = [
     "judged_at_10",
     "baseline_judged_at_10",
 ]
+CLUSTER, VALUE = "cluster", "value"  # of the per-query table, beside the summary's first columns
 
 
 @dataclass(frozen=True)

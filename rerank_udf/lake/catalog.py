@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from pyspark.sql import SparkSession
@@ -11,6 +12,7 @@ from rerank_udf import tables
 
 VIEW = "view"
 _SESSION_CATALOG = "spark_catalog"
+_MAKES_SCHEMAS = re.compile(r"^(hadoop|jdbc)$|\.(Hadoop|Jdbc)Catalog$", re.IGNORECASE)
 _DETAILS = "# Detailed Table Information"
 
 
@@ -50,6 +52,20 @@ def provider_of(spark: SparkSession, name: str) -> str | None:
         return VIEW
     details = {row["col_name"]: row["data_type"] for row in rows[headings.index(_DETAILS) + 1 :]}
     return VIEW if details.get("Type") == "VIEW" else str(details.get("Provider", "unknown")).lower()
+
+
+def missing_schema(spark: SparkSession, name: str) -> str | None:
+    """The schema of a table's name, quoted for SQL, where a table could not be made for want of it; None otherwise.
+
+    Iceberg's catalogs of folders and of JDBC make theirs with the first table.
+    """
+    catalog, *schema, _ = full_parts(spark, name)
+    setting = f"spark.sql.catalog.{catalog}"
+    kinds = (spark.conf.get(f"{setting}.{one}", None) or "" for one in ("type", "catalog-impl"))
+    if any(_MAKES_SCHEMAS.search(kind) for kind in kinds):
+        return None
+    full = quoted_parts([catalog, *schema])
+    return None if spark.catalog.databaseExists(full) else full
 
 
 def first_difference(rows: Mapping[str, str], table: Mapping[str, str]) -> tuple[str, str] | None:

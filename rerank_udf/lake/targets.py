@@ -22,7 +22,14 @@ from rerank_udf import tables
 from rerank_udf.config import Target
 from rerank_udf.errors import InputError
 from rerank_udf.lake import files, versions
-from rerank_udf.lake.catalog import VIEW, first_difference, provider_of, quoted_table, types_of
+from rerank_udf.lake.catalog import (
+    VIEW,
+    first_difference,
+    missing_schema,
+    provider_of,
+    quoted_table,
+    types_of,
+)
 from rerank_udf.lake.delta import LOG, DeltaTable
 from rerank_udf.lake.iceberg import IcebergTable
 from rerank_udf.lake.merge import replace_queries
@@ -193,7 +200,14 @@ def _existing(spark: SparkSession, target: Target) -> tuple[str, T.StructType] |
     provider = provider_of(spark, str(target.table))
     if provider == VIEW:
         raise InputError(f"{_label(target)}: is a view; expected a table, or a name that is free")
-    return None if provider is None else (provider, spark.table(quoted_table(str(target.table))).schema)
+    if provider is not None:
+        return provider, spark.table(quoted_table(str(target.table))).schema
+    schema = missing_schema(spark, str(target.table))
+    if schema is not None:
+        raise InputError(
+            f"{_label(target)}: there is no schema {schema}; make it first (create schema {schema}), or name another"
+        )
+    return None
 
 
 def _check_iceberg_partition(spark: SparkSession, target: Target) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 import threading
 import zlib
@@ -45,22 +46,29 @@ def delta_snapshot(root: Path) -> Snapshot:
     return tuple(sorted(root / unquote(name) for name in files))
 
 
-def iceberg_snapshot(root: Path) -> Snapshot:
-    """The data files of the current snapshot: metadata → list of manifests → manifests."""
-    versions = sorted(
-        (root / "metadata").glob("v*.metadata.json"), key=lambda path: int(path.name[1:].split(".")[0])
-    )
+def iceberg_snapshot(root: Path, local: Callable[[str], Path] | None = None) -> Snapshot:
+    """The data files of the current snapshot: metadata → list of manifests → manifests.
+
+    `local`: the file of a URL in the metadata. The newest has the highest number: v3.… in a catalog of folders,
+    00003-….… in others, which alone know what is current: there, read nothing that is being written.
+    """
+    local = local or _local
+    versions = sorted((root / "metadata").glob("*.metadata.json"), key=_metadata_number)
     if not versions:
         return ()
     metadata = json.loads(versions[-1].read_text())
     current = [one for one in metadata["snapshots"] if one["snapshot-id"] == metadata["current-snapshot-id"]]
     files = []
-    for manifest in avro_records(_local(current[0]["manifest-list"])) if current else ():
+    for manifest in avro_records(local(current[0]["manifest-list"])) if current else ():
         assert manifest["content"] == 0, "a reader of delete files is needed"
-        for entry in avro_records(_local(manifest["manifest_path"])):
+        for entry in avro_records(local(manifest["manifest_path"])):
             if entry["status"] != 2:  # 2: deleted in this snapshot
-                files.append(_local(entry["data_file"]["file_path"]))
+                files.append(local(entry["data_file"]["file_path"]))
     return tuple(sorted(files))
+
+
+def _metadata_number(file: Path) -> int:
+    return int(re.split("[.-]", file.name.removeprefix("v"))[0])
 
 
 SNAPSHOTS: dict[str, Callable[[Path], Snapshot]] = {

@@ -1,6 +1,6 @@
 """Input on disk; store, work and output on s3a:// against a real S3 server: run, rerun, change, die, publish.
 
-Parquet and Delta. No Iceberg: its catalog of folders is not meant for object stores.
+Parquet, Delta, and Iceberg with a Hive metastore: a catalog of folders is not meant for object stores.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,13 +22,17 @@ from xml.etree import ElementTree
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from fault_world import World, delta_settings, jars_folder, only_first, ranking_by_hand
+from fault_world import World, delta_settings, iceberg_settings, jars_folder, only_first, ranking_by_hand
 from job_processes import DRIVER_JVM, DRIVER_PYTHON, Job, kill, wait_until
-from lake_readers import SNAPSHOTS, read_table
+from lake_readers import SNAPSHOTS, iceberg_snapshot, read_table
 from standalone import write_conf
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
+CREATE_SCHEMA = """
+from pyspark.sql import SparkSession
+SparkSession.builder.getOrCreate().sql("create schema lake.db")
+"""
 BUCKET, SECRET = "lake", "5ecret-that-must-not-be-told"
 
 
@@ -110,8 +115,12 @@ class S3World(World):
     def on(self, bucket: Bucket) -> S3World:
         self.create()
         settings = yaml.safe_load(self.settings.read_text())
-        settings["store"] |= {"path": self.at("store"), "wave_minutes": 0.2}
-        settings["output"]["reranked"]["path"] = self.at(self.name)
+        settings["store"]["wave_minutes"] = 0.2
+        if self.format == "iceberg":
+            settings["store"]["work"] = self.at("work")
+        else:
+            settings["store"]["path"] = self.at("store")
+            settings["output"]["reranked"]["path"] = self.at(self.name)
         settings["output"]["rejects"]["path"] = self.at("rejects")
         settings["run"]["report"] = self.at("report")
         self.settings.write_text(yaml.safe_dump(settings))
@@ -120,8 +129,33 @@ class S3World(World):
             delta = delta_settings()
             delta["spark.databricks.delta.snapshotPartitions"] = "2"  # 50 tasks for each small log otherwise
             conf |= {**delta, "spark.jars": f"{conf['spark.jars']},{delta['spark.jars']}"}
+        if self.format == "iceberg":
+            iceberg = self.metastore()
+            conf |= {**iceberg, "spark.jars": f"{conf['spark.jars']},{iceberg['spark.jars']}"}
         write_conf(self.root / "conf", conf)
         return self
+
+    def metastore(self) -> dict[str, str]:
+        """Catalogs of a Hive metastore: the one in Spark's own jars, without a server, its database on disk."""
+        metastore = f"jdbc:derby:;databaseName={self.root}/metastore;create=true"
+        settings = iceberg_settings({}) | {
+            "spark.hadoop.javax.jdo.option.ConnectionURL": metastore,
+            "spark.hadoop.datanucleus.schema.autoCreateAll": "true",
+            "spark.hadoop.hive.metastore.schema.verification": "false",
+            "spark.hadoop.iceberg.engine.hive.lock-enabled": "false",  # this metastore has no table for locks
+            "spark.driver.extraJavaOptions": f"-Dderby.stream.error.file={self.root}/derby.log",
+        }
+        for catalog in ("vault", "lake"):
+            settings[f"spark.sql.catalog.{catalog}"] = "org.apache.iceberg.spark.SparkCatalog"
+            settings[f"spark.sql.catalog.{catalog}.type"] = "hive"
+            settings[f"spark.sql.catalog.{catalog}.warehouse"] = self.at("warehouse")
+        return settings
+
+    def at_files_of(self, table: str) -> str:
+        """Where in the bucket the files of the output or of the store lie."""
+        return (
+            f"{self.format}/warehouse/db.db/{table}" if self.format == "iceberg" else f"{self.format}/{table}"
+        )
 
     def at(self, name: str) -> str:
         return f"s3a://{BUCKET}/{self.format}/{name}"
@@ -134,18 +168,30 @@ class S3World(World):
 
     def published(self, bucket: Bucket, folder: Path) -> set[tuple[str, str, int, float]]:
         """(query_id, passage_id, rank, logit), read from the bucket without Spark."""
-        out = bucket.download(f"{self.format}/{self.name}/", folder)
-        table = read_table(SNAPSHOTS[self.format](out))
+        out = bucket.download(f"{self.at_files_of(self.name)}/", folder)
+        of_format = SNAPSHOTS[self.format]
+        if self.format == "iceberg":
+            of_format = partial(
+                iceberg_snapshot, local=lambda url: folder / url.removeprefix(f"s3a://{BUCKET}/")
+            )
+        table = read_table(of_format(out))
         assert table is not None
         rows = table.select(["query_id", "passage_id", "rank", "logit"]).to_pydict()
         return set(zip(*rows.values(), strict=True))
 
 
-@pytest.mark.parametrize("lake", ["parquet", "delta"])
+@pytest.mark.parametrize("lake", ["parquet", "delta", "iceberg"])
 def test_a_job_on_s3_is_published_is_not_done_twice_and_survives_its_death(bucket, tmp_path, lake):
     world = S3World(tmp_path / "world", queries=40, format=lake).on(bucket)
     rows = pq.read_table(world.root / "inputs/part-0.parquet").to_pylist()
     first = [row for row in rows if row["query_id"] < "q00010"]
+
+    if lake == "iceberg":
+        job = world.start("no-schema", *only_first(10))
+        assert job.finish() == 2, job.text
+        assert "there is no schema `vault`.`db`; make it first (create schema `vault`.`db`)" in job.text
+        job = world.start("schema", submit=[sys.executable, "-c", CREATE_SCHEMA])
+        assert job.finish() == 0, job.text
 
     job = world.start("first", *only_first(10))
     assert job.finish() == 0, job.text
@@ -172,7 +218,8 @@ def test_a_job_on_s3_is_published_is_not_done_twice_and_survives_its_death(bucke
     job = world.start("after")
     assert job.finish() == 0, job.text
     assert world.published(bucket, tmp_path / "4") == ranking_by_hand(rows)
-    left = [key for key in bucket.keys(f"{lake}/store/") if key.endswith(".parquet") and "/_work/" not in key]
+    facts = bucket.keys(f"{world.at_files_of('scores' if lake == 'iceberg' else 'store')}/")
+    left = [key for key in facts if key.endswith(".parquet") and "/_work/" not in key]
     assert left
 
     verbs = [["verify"], ["compact"], ["verify"], ["stats"]]

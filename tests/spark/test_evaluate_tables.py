@@ -373,7 +373,16 @@ def test_ids_that_are_not_utf8_are_a_sentence(spark):
             "group_by: column 'kind' has several values for query_id 'r', 'x' and 'y'; one for a query is expected",
         ),
         ({"clusters": "lang"}, InputError, "clusters says nothing of 1 queries of the qrels"),
-        ({"group_by": ["mean"]}, InputError, "group_by has a column 'mean', a name that the summary needs"),
+        (
+            {"group_by": ["mean"]},
+            InputError,
+            "group_by has a column 'mean', a name that the evaluation needs",
+        ),
+        (
+            {"group_by": ["cluster"]},
+            InputError,
+            "group_by has a column 'cluster', a name that the evaluation",
+        ),
         (
             {"group_by": ["language"]},
             ConfigError,
@@ -390,10 +399,11 @@ def test_ids_that_are_not_utf8_are_a_sentence(spark):
 )
 def test_settings_and_groups_that_do_not_fit_are_sentences(spark, options, kind, sentence):
     queries = spark.createDataFrame(
-        [("r", "de", "x", 1), ("r", "de", "y", 1)], "query_id string, lang string, kind string, mean int"
+        [("r", "de", "x", 1, "p1"), ("r", "de", "y", 1, "p1")],
+        "query_id string, lang string, kind string, mean int, cluster string",
     )
     if options.get("group_by") == ["kind"]:
-        queries = queries.union(spark.createDataFrame([("q", "de", "x", 1)], queries.schema))
+        queries = queries.union(spark.createDataFrame([("q", "de", "x", 1, "p2")], queries.schema))
     rankings = {"mini": spark.createDataFrame(GOOD, SCHEMAS["rank"])}
     with pytest.raises(kind) as found:
         evaluate_tables(

@@ -21,11 +21,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from tables_of import three_tables
 
-from rerank_udf.config import Source, Target
-from rerank_udf.errors import InputError
+from rerank_udf.config import Source, Store, Target
+from rerank_udf.errors import InputError, StoreError
 from rerank_udf.lake import targets
 from rerank_udf.lake.catalog import full_parts, provider_of
 from rerank_udf.lake.sources import read_source, read_versioned, source_version
+from rerank_udf.lake.store import open_store
 from rerank_udf.spark.assess import assess
 from rerank_udf.spark.pipeline import at_versions
 
@@ -353,6 +354,28 @@ def test_a_view_is_no_place_for_output(spark):
     finally:
         spark.sql("drop view seen")
         spark.catalog.dropTempView("seen_for_now")
+
+
+@pytest.mark.parametrize("lake_format", ["parquet", "delta", "iceberg"])
+def test_a_schema_that_is_not_there_is_told_before_the_work(spark, lake_formats, lake_format):
+    if lake_format != "parquet":
+        lake_formats(lake_format)
+    target = Target(table="nowhere.reranked", format=lake_format)
+    schema = "`spark_catalog`.`nowhere`"
+    sentence = rf"there is no schema {schema}; make it first \(create schema {schema}\)"
+    with pytest.raises(InputError, match=f"output.reranked.table nowhere.reranked: {sentence}"):
+        targets.check(spark, ranked(spark).schema, target)
+    if lake_format != "parquet":
+        with pytest.raises(StoreError, match=f"store.table nowhere.scores: {sentence}"):
+            open_store(spark, Store(format=lake_format, table="nowhere.scores"), None)
+
+
+def test_a_catalog_of_folders_makes_its_schemas_itself(spark, lake_formats):
+    lake_formats("iceberg")
+    target = Target(table="ice.brand_new.reranked", format="iceberg")
+    targets.check(spark, ranked(spark).schema, target)
+    targets.publish(spark, ranked(spark, ("q1", "p1")), target, "run1", {})
+    assert spark.table("ice.brand_new.reranked").count() == 1
 
 
 def test_a_folder_of_something_else_is_refused(spark, lake_formats, tmp_path):

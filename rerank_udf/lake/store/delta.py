@@ -21,6 +21,7 @@ from rerank_udf.lake.store.table import (
     LiveFiles,
     any_of,
     as_found,
+    check_schema,
     check_table,
     compactions,
     create_statement,
@@ -117,6 +118,8 @@ class DeltaStore:
         if self._root:
             _check_folder(self._spark, self._root)
         if not self._table.exists():
+            if not self._root:
+                check_schema(self._spark, self.place)
             return
         provider = "delta" if self._root else provider_of(self._spark, self.place)
         if provider != "delta":

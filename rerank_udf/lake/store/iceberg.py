@@ -17,6 +17,7 @@ from rerank_udf.lake.store.table import (
     LiveFiles,
     any_of,
     as_found,
+    check_schema,
     check_table,
     compactions,
     create_statement,
@@ -108,6 +109,7 @@ class IcebergStore:
     def _check_place(self) -> None:
         provider = provider_of(self._spark, self._table.sql)
         if provider is None:
+            check_schema(self._spark, self.place)
             return
         if provider != "iceberg":
             raise StoreError(

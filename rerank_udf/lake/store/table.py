@@ -16,7 +16,7 @@ from pyspark.sql import types as T
 from rerank_udf import tables
 from rerank_udf.errors import StoreError
 from rerank_udf.lake import files
-from rerank_udf.lake.catalog import first_difference, types_of
+from rerank_udf.lake.catalog import first_difference, missing_schema, types_of
 from rerank_udf.lake.failures import innermost_cause
 from rerank_udf.lake.store import FACTS_SCHEMA, Change, KeyStats
 from rerank_udf.lake.store.reading import damaged_files
@@ -56,6 +56,15 @@ def facts_under(table: DataFrame, model_key: str) -> DataFrame | None:
     """Rows of the table as FACTS_SCHEMA rows of one model_key; None where there are none."""
     facts = table.where(F.col(tables.MODEL_KEY) == F.lit(model_key)).select(*FACTS_SCHEMA.names)
     return None if facts.isEmpty() else facts
+
+
+def check_schema(spark: SparkSession, table: str) -> None:
+    """Raise StoreError where a table of this name could not be made."""
+    schema = missing_schema(spark, table)
+    if schema is not None:
+        raise StoreError(
+            f"store.table {table}: there is no schema {schema}; make it first (create schema {schema}), or name another"
+        )
 
 
 def check_table(place: str, found: T.StructType, partitions: Sequence[str]) -> None:

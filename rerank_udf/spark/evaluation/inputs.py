@@ -16,7 +16,7 @@ from pyspark.sql import types as T
 from rerank_udf.errors import ConfigError, InputError
 from rerank_udf.evaluation import contract
 from rerank_udf.evaluation.parts import QRELS, RANKING, Attribute
-from rerank_udf.evaluation.study import SUMMARY_COLUMNS
+from rerank_udf.evaluation.study import CLUSTER, SUMMARY_COLUMNS, VALUE
 from rerank_udf.spark.named import ID_TYPES, INTEGER_TYPES, NamedTable
 from rerank_udf.tables import PASSAGE_ID, QUERY_ID, RANK, RELEVANCE
 
@@ -138,7 +138,7 @@ def _chosen(
             raise ConfigError(
                 f"{label} names the column {name!r}, which no table has beside query_id: {have}."
             )
-        if name in SUMMARY_COLUMNS:
+        if name in (*SUMMARY_COLUMNS, VALUE) or (name == CLUSTER != clusters):
             raise InputError(contract.reserved_column(label, name))
         found.setdefault(name, (label, table))
     return found

@@ -9,12 +9,20 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from rerank_udf.training.mini.collections import AFRIQA, HELP, SAME_LANGUAGE
-from rerank_udf.training.mini.tables import E5, HELP_SENTENCES, PROSE
+from rerank_udf.training.mini.tables import E5, HELP_SENTENCES, HELP_TITLES, OWN, PROSE, PROSE_SENTENCES
 from rerank_udf.training.settings import TrainingConfig
 
 STEPS = 12_000
 _COSINE_SCALE = 50.0  # e5 was trained with a temperature of .01 and spreads its cosines over .7 to .95
-_SHARES = {"same": 0.42, HELP: 0.14, HELP_SENTENCES: 0.12, PROSE: 0.24, AFRIQA: 0.08}
+_SHARES = {
+    "same": 0.38,
+    HELP: 0.13,
+    HELP_SENTENCES: 0.11,
+    HELP_TITLES: 0.06,
+    PROSE: 0.17,
+    PROSE_SENTENCES: 0.08,
+    AFRIQA: 0.07,
+}
 _LENGTHS = {128: 0.45, 192: 0.4, 320: 0.15}
 _SHORT = {128: 0.7, 192: 0.3}
 _PAGE = r"\|(.*)$"  # a help page's id is lang|page
@@ -35,7 +43,9 @@ LICENCES = {
     AFRIQA: "CC BY 4.0",
     HELP: "MPL-2.0 (LibreOffice), CC BY-SA 3.0 (GNOME)",
     HELP_SENTENCES: "as help-crosslingual",
+    HELP_TITLES: "as help-crosslingual",
     PROSE: "as the sets in one language",
+    PROSE_SENTENCES: "as the sets in one language and help-crosslingual",
 }
 
 DESCRIPTION = """\
@@ -83,15 +93,19 @@ def recipe(
         )
         for name, size in sizes.items()
     ]
-    other = {**_gold("other"), "negatives": _others((1, 6), (7, 20)), "max_lengths": _SHORT}
+    mixed = {"languages": "other", "negatives": _two_languages(), "max_lengths": _SHORT}
     pages = {"by": "passage", "group": _PAGE, "depth": 20}
     sets += [
-        _set(work, HELP, _SHARES[HELP], other, 250, pages),
-        _set(work, HELP_SENTENCES, _SHARES[HELP_SENTENCES], other, 100, pages),
+        _with_own(work, _set(work, HELP, _SHARES[HELP], mixed, 250, pages)),
+        _with_own(work, _set(work, HELP_SENTENCES, _SHARES[HELP_SENTENCES], mixed, 100, pages)),
+        _set(work, HELP_TITLES, _SHARES[HELP_TITLES], _gold("same"), 100, pages),
         _set(work, AFRIQA, _SHARES[AFRIQA], _gold("any"), 100),
     ]
     unlabelled = {"qrels": None, "languages": "any", "negatives": _spread(), "max_lengths": _SHORT}
     sets.append(_set(work, PROSE, _SHARES[PROSE], unlabelled, 0))
+    sets.append(
+        _set(work, PROSE_SENTENCES, _SHARES[PROSE_SENTENCES], {**unlabelled, "max_lengths": _LENGTHS}, 0)
+    )
     return TrainingConfig.model_validate(
         {
             "base": str(base),
@@ -99,10 +113,11 @@ def recipe(
             "long_passages": "best",
             "drop_above_gold": 0.03 * _COSINE_SCALE,
             "loss": {"bce_weight": 0.2, "teacher_weight": 0.3},
-            "optimizer": {"learning_rate": 2e-4, "head_learning_rate": 1e-3, "layer_decay": 0.9},
+            "optimizer": {"learning_rate": 1.5e-4, "head_learning_rate": 5e-4, "layer_decay": 0.9},
             "schedule": {
                 "steps": steps,
-                "warmup_steps": 300,
+                "warmup_steps": 200,
+                "decay": 0.4,
                 "save_every": 200,
                 "evaluate_every": 2000,
                 "average_last": 1,
@@ -157,6 +172,12 @@ def _set(
     }
 
 
+def _with_own(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The set with its ranking in the asker's language."""
+    own = {"path": str(work / "sets" / settings["name"] / f"{OWN}.parquet")}
+    return {**settings, "rankings": {**settings["rankings"], OWN: own}}
+
+
 def _gold(languages: str) -> dict[str, Any]:
     return {
         "languages": languages,
@@ -169,9 +190,15 @@ def _gold(languages: str) -> dict[str, Any]:
     }
 
 
-def _others(*ranks: tuple[int, int]) -> list[dict[str, Any]]:
-    hard = [{"ranking": E5, "ranks": list(one), "count": 3 - place} for place, one in enumerate(ranks)]
-    return [*hard, {"ranking": "random", "count": 2}]
+def _two_languages() -> list[dict[str, Any]]:
+    """As a first stage over several languages gives them: the right passage is in another language than the query."""
+    return [
+        {"ranking": E5, "ranks": [1, 6], "count": 2},
+        {"ranking": E5, "ranks": [7, 20], "count": 1},
+        {"ranking": OWN, "ranks": [1, 5], "count": 2, "language": "query"},
+        {"ranking": OWN, "ranks": [6, 20], "count": 1, "language": "query"},
+        {"ranking": "random", "count": 1},
+    ]
 
 
 def _spread() -> list[dict[str, Any]]:

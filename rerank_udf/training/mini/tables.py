@@ -13,14 +13,18 @@ from rerank_udf.training.mini.collections import AFRIQA, HELP, SAME_LANGUAGE, Co
 from rerank_udf.training.mini.e5 import QUERY, BiEncoder, Vectors, cached_vectors
 from rerank_udf.training.tables import stable_order
 
-E5 = "e5"
-HELP_SENTENCES, PROSE = "help-sentences", "prose-crosslingual"
+E5, OWN = "e5", "own"
+HELP_SENTENCES, HELP_TITLES = "help-sentences", "help-titles"
+PROSE, PROSE_SENTENCES = "prose-crosslingual", "prose-sentences"
 _OWN_LANGUAGE, _OTHER_LANGUAGE, _UNLABELLED = 20, 20, 80  # candidates of e5 for a query
 _PROSE_QUESTIONS = 30_000
 _ENGLISH_SHARE = 0.5  # of them; the others are spread evenly over the languages
 _SENTENCES = 12_000
 _SENTENCE_CHARACTERS = (25, 160)
+_PROSE_SENTENCE_CHARACTERS = {"ja": (25, 110), "zh": (25, 110), "ko": (30, 140)}
+_PROSE_SENTENCE_OTHERWISE = (60, 280)
 _AT_ONCE = 1024
+_AS_GOOD = 0.01  # of a cosine: nearly the same page, under another name
 _MIXED = "en/fr"  # how one set calls its passages' language; most are English
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -32,13 +36,28 @@ def write_tables(collections: Sequence[Collection], work: Path, encoder: BiEncod
     for name in (*SAME_LANGUAGE, AFRIQA):
         _write(work, name, named[name], _top_of_all(named[name], _OWN_LANGUAGE))
     for one in (_titles_and_leads(named[HELP]), _sentences(named[HELP], work, encoder)):
-        _write(work, one.name, one, _top_by_language(one, _OTHER_LANGUAGE))
+        _write(
+            work, one.name, one, _top_by_language(one, _OTHER_LANGUAGE), _below_own_page(one, _OWN_LANGUAGE)
+        )
+    titles = _titles(named[HELP])
+    _write(work, titles.name, titles, _top_of_own_language(titles, _OWN_LANGUAGE))
     prose = _prose([named[name] for name in SAME_LANGUAGE])
     _write(work, prose.name, prose, _top_in_one_language(prose, _UNLABELLED))
+    sentences = _prose_sentences(prose, named[HELP], work, encoder)
+    _write(work, sentences.name, sentences, _top_of_own_language(sentences, _UNLABELLED))
 
 
-def _write(work: Path, name: str, one: Collection, e5: Iterator[tuple[Ints, Ints]]) -> None:
-    """queries, passages, qrels, candidates (BM25, or e5 where there is none), e5, teacher."""
+def _write(
+    work: Path,
+    name: str,
+    one: Collection,
+    e5: Iterator[tuple[Ints, Ints]],
+    own: Iterator[tuple[Ints, Ints]] | None = None,
+) -> None:
+    """queries, passages, qrels, candidates (BM25, or e5 where there is none), e5, teacher; own, where it is given.
+
+    What is in `own` alone has no score of the teacher, which prefers the asker's language.
+    """
     folder = work / "sets" / name
     if folder.is_dir():
         return
@@ -58,6 +77,8 @@ def _write(work: Path, name: str, one: Collection, e5: Iterator[tuple[Ints, Ints
         E5: found,
         "teacher": teacher,
     }
+    if own is not None:
+        tables[OWN] = _ranking(one, own)
     for kind, table in tables.items():
         table.to_parquet(partial / f"{kind}.parquet", index=False)
     partial.rename(folder)
@@ -83,12 +104,17 @@ def _ranking(one: Collection, found: Iterator[tuple[Ints, Ints]]) -> pd.DataFram
     return frame
 
 
+def _all_cosines(queries: Vectors, passages: Vectors) -> Iterator[Floats]:
+    """float32 (queries, passages), some queries at a time."""
+    right = passages.astype(np.float32).T
+    for start in range(0, len(queries), _AT_ONCE):
+        yield queries[start : start + _AT_ONCE].astype(np.float32) @ right
+
+
 def _nearest(queries: Vectors, passages: Vectors, count: int) -> Ints:
     """The `count` nearest passages of each query, nearest first: int64 (queries, count)."""
-    right = passages.astype(np.float32).T
     parts = []
-    for start in range(0, len(queries), _AT_ONCE):
-        cosines = queries[start : start + _AT_ONCE].astype(np.float32) @ right
+    for cosines in _all_cosines(queries, passages):
         most = min(count, cosines.shape[1])
         near = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
         order = np.argsort(-np.take_along_axis(cosines, near, 1), axis=1, kind="stable")
@@ -113,6 +139,34 @@ def _top_by_language(one: Collection, count: int) -> Iterator[tuple[Ints, Ints]]
         if len(queries):
             near = _nearest(one.query_vectors[queries], one.passage_vectors[passages], count)
             yield np.repeat(queries, near.shape[1]), passages[near].ravel()
+
+
+def _below_own_page(one: Collection, count: int) -> Iterator[tuple[Ints, Ints]]:
+    """Of the query's own language, what is less like it than the page that it was taken from.
+
+    Wrong, therefore, in every language: what is above that page may be another page with the same answer.
+    """
+    source = pd.Index(one.passages["passage_id"]).get_indexer(_pages(one.queries))
+    for queries, passages in _in_own_language(one):
+        own = iter(zip(queries, np.searchsorted(passages, source[queries]), strict=True))
+        for block in _all_cosines(one.query_vectors[queries], one.passage_vectors[passages]):
+            for cosines, (query, page) in zip(block, own, strict=False):
+                order = np.argsort(-cosines, kind="stable")
+                below = order[cosines[order] < cosines[page] - _AS_GOOD][:count]
+                yield np.full(len(below), query), passages[below]
+
+
+def _top_of_own_language(one: Collection, count: int) -> Iterator[tuple[Ints, Ints]]:
+    for queries, passages in _in_own_language(one):
+        near = _nearest(one.query_vectors[queries], one.passage_vectors[passages], count)
+        yield np.repeat(queries, near.shape[1]), passages[near].ravel()
+
+
+def _in_own_language(one: Collection) -> Iterator[tuple[Ints, Ints]]:
+    """By language: the rows of its queries and of its passages."""
+    of_queries, of_passages = one.queries["lang"].to_numpy(), one.passages["lang"].to_numpy()
+    for lang in sorted(set(of_queries)):
+        yield np.flatnonzero(of_queries == lang), np.flatnonzero(of_passages == lang)
 
 
 def _query_and_language(one: Collection) -> tuple[list[str], list[str]]:
@@ -141,6 +195,28 @@ def _not(own: str, names: Sequence[str], turn: int) -> str:
     return others[turn % len(others)]
 
 
+def _pages(queries: pd.DataFrame) -> pd.Series:
+    """The passage that each of the help pages' questions was taken from."""
+    return queries["query_id"].str.rsplit("|", n=1).str[0]
+
+
+def _titles(one: Collection) -> Collection:
+    """Help pages asked for by their titles, in the titles' own language."""
+    rows = np.flatnonzero(one.queries["query_id"].str.endswith("|title"))
+    queries = one.queries.iloc[rows].reset_index(drop=True)
+    own = pd.DataFrame({"query_id": queries["query_id"], "passage_id": _pages(queries)})
+    asked = one.candidates["query_id"].isin(queries["query_id"])
+    return Collection(
+        HELP_TITLES,
+        queries,
+        one.passages,
+        one.qrels.merge(own),
+        one.candidates[asked],
+        one.query_vectors[rows],
+        one.passage_vectors,
+    )
+
+
 def _titles_and_leads(one: Collection) -> Collection:
     """Help pages asked about in another language: the collection's own questions, without BM25's own-language list."""
     return _replaced(one, one.name, one.queries, one.qrels, one.query_vectors)
@@ -164,8 +240,7 @@ def _sentences(one: Collection, work: Path, encoder: BiEncoder) -> Collection:
     qrels: list[tuple[str, str, int]] = []
     for row in chosen.tolist():
         passage_id, text, lang = pages.iloc[row][["passage_id", "passage", "lang"]]
-        found = [s.strip() for s in text.replace("。", "。\n").replace(". ", ".\n").split("\n")]
-        found = [s for s in found[1:] if _SENTENCE_CHARACTERS[0] <= len(s) <= _SENTENCE_CHARACTERS[1]]
+        found = [s for s in _split(text)[1:] if _SENTENCE_CHARACTERS[0] <= len(s) <= _SENTENCE_CHARACTERS[1]]
         answers = [other for other in others[page_of.iloc[row]] if other != passage_id]
         if found and answers and len(queries) < _SENTENCES:
             query_id = f"{passage_id}|sentence"
@@ -203,6 +278,39 @@ def _prose(collections: Sequence[Collection]) -> Collection:
         vectors[rows],
         np.concatenate([one.passage_vectors for one in collections]),
     )
+
+
+def _prose_sentences(prose: Collection, help_pages: Collection, work: Path, encoder: BiEncoder) -> Collection:
+    """A sentence of a passage over the passages of its language without that one; nothing is judged."""
+    passages = pd.concat(
+        [prose.passages, _prefixed(help_pages, help_pages.passages, "passage_id")], ignore_index=True
+    )
+    passage_vectors = np.concatenate([prose.passage_vectors, help_pages.passage_vectors])
+    order = stable_order(list(passages["passage_id"]), seed=5)
+    # every other one is asked about, and not among what is searched
+    source, searched = np.sort(order[::2]), np.sort(order[1::2])
+    queries: list[tuple[str, str, str]] = []
+    for row in source.tolist():
+        passage_id, text, lang = passages.iloc[row][["passage_id", "passage", "lang"]]
+        shortest, longest = _PROSE_SENTENCE_CHARACTERS.get(lang, _PROSE_SENTENCE_OTHERWISE)
+        found = [one for one in _split(text) if shortest <= len(one) <= longest]
+        if found:
+            queries.append((f"{passage_id}|sentence", found[row % len(found)], lang))
+    asked = pd.DataFrame(queries, columns=["query_id", "query", "lang"])
+    return Collection(
+        PROSE_SENTENCES,
+        asked,
+        passages.iloc[searched].reset_index(drop=True),
+        prose.qrels,
+        prose.candidates,
+        cached_vectors(encoder, list(asked["query"]), QUERY, work / "vectors"),
+        passage_vectors[searched],
+    )
+
+
+def _split(text: str) -> list[str]:
+    """Sentences, as full stops have them."""
+    return [one.strip() for one in text.replace("。", "。\n").replace(". ", ".\n").split("\n")]
 
 
 def _prefixed(one: Collection, table: pd.DataFrame, column: str) -> pd.DataFrame:
