@@ -30,7 +30,7 @@ _REPORTED_PACKAGES = (
     "numpy",
     "pandas",
 )
-_SECRET = re.compile(r"secret|password|passwd|token$|access.?key|account.?key|credential|sas", re.IGNORECASE)
+_SECRET = re.compile(r"secret|password|passwd|token\b|access.?key|account.?key|credential|sas", re.IGNORECASE)
 
 
 @dataclass
@@ -166,7 +166,7 @@ def redacted(value: Any) -> Any:
 
 
 def redacted_command(command: str) -> str:
-    """A shell command with the value of every `key=value` word masked whose key speaks of a secret."""
+    """A shell command with the value of every `key=value` word masked that speaks of a secret, in key or value."""
     words = []
     try:
         given = shlex.split(command)
@@ -175,8 +175,13 @@ def redacted_command(command: str) -> str:
     for word in given:
         option, setting = ("--set=", word[6:]) if word.startswith("--set=") else ("", word)
         key, _, value = setting.partition("=")
-        words.append(f"{option}{key}=***" if value and _SECRET.search(key) else word)
+        words.append(f"{option}{key}=***" if value and _is_secret(key, value) else word)
     return shlex.join(words)
+
+
+def _is_secret(key: str, value: str) -> bool:
+    """By its name, or, where the value is a mapping, by a name in that."""
+    return bool(_SECRET.search(key) or ("{" in value and _SECRET.search(value)))
 
 
 def clock(seconds: float) -> str:

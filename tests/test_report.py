@@ -1,9 +1,10 @@
 import json
+import shlex
 
 import pytest
 from rich.console import Console
 
-from rerank_udf.report import RunReport, clock, new_report, redacted
+from rerank_udf.report import RunReport, clock, new_report, redacted, redacted_command
 
 
 def a_report(**facts: object) -> RunReport:
@@ -136,3 +137,18 @@ def test_the_table_tells_pairs_rejects_time_and_place():
 )
 def test_a_clock_shows_minutes_and_hours(seconds, shown):
     assert clock(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("store.password=HUSH", "store.password=***"),
+        ("input.candidates.options={fs.s3a.secret.key: HUSH}", "input.candidates.options=***"),
+        ("input.candidates.options={sfToken: HUSH}", "input.candidates.options=***"),
+        ("ranking.depth=100", "ranking.depth=100"),
+        ("input.candidates.path=/data/sas/x", "input.candidates.path=/data/sas/x"),
+    ],
+)
+def test_a_command_is_told_without_its_secrets(word, shown):
+    told = redacted_command(shlex.join(["rerank-udf", "rerank", "--set", word]))
+    assert shlex.split(told) == ["rerank-udf", "rerank", "--set", shown]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ _CSV_DEFAULTS = {
     "mode": "FAILFAST",
 }
 
+_log = logging.getLogger(__name__)
 _TIME_TRAVEL = {"versionasof", "timestampasof", "snapshot-id", "as-of-timestamp", "branch", "tag"}
 _BAD_CSV = re.compile(r"\[MALFORMED_CSV_RECORD\] (.*)")
 _BAD_LINE = re.compile(r"\[MALFORMED_RECORD_IN_PARSING[^\]]*\] (.*)")
@@ -53,7 +55,22 @@ def version_of_now(spark: SparkSession, source: Source, label: str) -> str | Non
     with _told(source, label):
         if source.table or source.format in ("delta", "iceberg"):
             _load(spark, source)  # tells what is missing better than the format's own commands do
-        return source_version(spark, source)
+        else:
+            return None
+    try:
+        version = source_version(spark, source)
+        _load(spark, at_version(source, version))
+    except (
+        Exception
+    ) as error:  # rows may be read, the history not: Unity's row filters and column masks are so
+        _log.warning(
+            "%s (%s) is read as it stands, whatever is committed meanwhile: %s",
+            label,
+            source,
+            first_line(error),
+        )
+        return None
+    return version
 
 
 def at_version(source: Source, version: str | None) -> Source:

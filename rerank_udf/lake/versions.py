@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import re
 import uuid
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from rerank_udf.lake.sources import is_missing_path
 VERSIONS = "_versions"
 CURRENT = "_current"
 _RUN_ID = re.compile(r"(\d{8}T\d{6})Z-[0-9a-f]{6}")
+_log = logging.getLogger(__name__)
 _ORPHAN_SECONDS = 24 * 3600.0
 
 
@@ -80,7 +82,10 @@ def publish(
     files.write_text(spark, place, json.dumps(pointer, indent=2) + "\n")
     for name in history[keep_versions:]:
         files.remove(spark, f"{root}/{VERSIONS}/{name}")
-    _forget_orphans(spark, root)
+    try:
+        _forget_orphans(spark, root)
+    except Exception as error:  # readers have the new version already
+        _log.warning("versions that dead runs left in %s cannot be deleted: %s", root, error)
     return version
 
 
@@ -136,7 +141,7 @@ def _dated(spark: SparkSession, root: str) -> dict[str, dict[str, Any]]:
     """Run date → what its pointer holds."""
     try:
         found = spark.read.text(f"{root}/{CURRENT}/{tables.RUN_DATE}=*.json", wholetext=True)
-        rows = found.select(F.col("value"), F.input_file_name().alias("file")).collect()
+        rows = found.select(F.col("value"), F.col("_metadata.file_name").alias("file")).collect()
     except AnalysisException as error:
         if is_missing_path(error):
             return {}

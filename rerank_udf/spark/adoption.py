@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 from rerank_udf import tables
 from rerank_udf.lake import files
 from rerank_udf.lake.store import FACTS_SCHEMA, ScoreStore, append_id_of
-from rerank_udf.spark.lookup import known_facts, unknown_facts
+from rerank_udf.spark.lookup import BROADCAST_ROWS, known_facts, unknown_facts
 from rerank_udf.spark.scoring import SCORED_SCHEMA
 
 APPENDED = "_appended.json"
@@ -34,8 +34,12 @@ def adopt(spark: SparkSession, store: ScoreStore, model_key: str, folder: str) -
     )
 
 
-def absorb(spark: SparkSession, store: ScoreStore, model_key: str, run_folder: str) -> int:
+def absorb(
+    spark: SparkSession, store: ScoreStore, model_key: str, run_folder: str, *, own: bool = False
+) -> int:
     """Append a run's finished files that are not in the store yet; how many new facts that were.
+
+    `own`: of this run, which has staged nothing that the store knew.
 
     A live run may delete its files while another one adopts them: the files are then listed once more. Raises
     StoreError where the store cannot be written.
@@ -47,7 +51,7 @@ def absorb(spark: SparkSession, store: ScoreStore, model_key: str, run_folder: s
         if not fresh:
             return 0
         try:
-            added = _append(spark, store, model_key, run_folder, fresh)
+            added = _append(spark, store, model_key, run_folder, fresh, own)
         except Exception:
             still_there = set(finished_files(spark, run_folder))
             if attempt + 1 == _TRIES or still_there >= set(fresh):
@@ -77,7 +81,7 @@ def read_scored(spark: SparkSession, run_folder: str, names: Sequence[str]) -> D
 
 
 def _append(
-    spark: SparkSession, store: ScoreStore, model_key: str, run_folder: str, names: Sequence[str]
+    spark: SparkSession, store: ScoreStore, model_key: str, run_folder: str, names: Sequence[str], own: bool
 ) -> int:
     scored = read_scored(spark, run_folder, names)
     assert scored is not None
@@ -86,7 +90,9 @@ def _append(
     if not count:
         return 0
     before = known_facts(store.facts(model_key))
-    fresh = unknown_facts(facts, count, before)
+    # Another run at once may have brought some of them: not worth a look into a large store, wave after wave.
+    taken_as_new = own and before is not None and before.count > BROADCAST_ROWS
+    fresh = facts if taken_as_new else unknown_facts(facts, count, before)
     run = run_folder.rsplit("/", 1)[-1]
     if not store.append(fresh, model_key, append_id_of(f"{run}/{name}" for name in names)):
         return 0

@@ -368,8 +368,11 @@ def _with_first_stage_order(rows: DataFrame, depth: int | None, has_rank: bool, 
         )
     beyond = F.lit(False)
     if depth is not None:
+        rank, score = F.col(tables.FIRST_STAGE_RANK), F.col(tables.FIRST_STAGE_SCORE)
         by_rank = Window.partitionBy("_query_id", sound).orderBy(
-            F.col(tables.FIRST_STAGE_RANK).asc_nulls_last(), F.col(tables.PASSAGE_ID)
+            rank.asc_nulls_last(),
+            F.when(rank.isNull(), score).desc_nulls_last(),
+            F.col(tables.PASSAGE_ID),
         )
         beyond = sound & (F.row_number().over(by_rank) > depth)
     return rows.withColumn("beyond_depth", beyond).drop("_query_id", "_passage_id")

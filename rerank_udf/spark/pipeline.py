@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -73,17 +74,17 @@ def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command
         _check_target(spark, config, prepared)
         store = open_store(spark, config.store, config.store_path())
         work = Workplace(spark, config.work_path(), plan.model_key, run_id)
-        work.clear_away_the_dead()
     with work.kept_only_on_failure():
         with report.phase("stage"), bad_lines_told():
             rows = stage_rows(spark, prepared.rows, _rows_settings(config), work.root, run_id)
-            work.own(rows.folder, shared=rows.reused)
+            work.uses(rows)
             _count_input(report, prepared, rows)
         job = Job(spark, config, report, plan, store, work, rows.frame, prepared, console)
         _stop_if_too_many_rejects(job)
         with report.phase("adopt"):
             report.store = {"place": store.place, "format": config.store.format}
             report.store["adopted"] = adopt(spark, store, plan.model_key, work.scored_of_all)
+            work.clear_away_the_dead(partial(absorb, spark, store))
         with decided_rows(job) as decided, report.phase("publish"):
             publish(job, decided)
     write_report(spark, config, report, console)
@@ -241,7 +242,7 @@ def score_what_is_left(job: Job, folder: str) -> StagedPairs:
         return staged
 
     def append(wave: Wave) -> None:
-        absorb(spark, job.store, key, job.work.scored)
+        absorb(spark, job.store, key, job.work.scored, own=True)
 
     with report.phase("score"):
         profile, report.placement = scoring_profile(spark)

@@ -597,6 +597,18 @@ def test_depth_marks_the_sound_rows_beyond_it(spark):
     }
 
 
+def test_depth_goes_by_score_where_there_is_no_rank(spark):
+    rows = [
+        ("a", "v", 1.0, None),
+        ("a", "w", None, None),
+        ("a", "x", 3.0, None),
+        ("a", "y", 2.0, None),
+        ("a", "z", 0.0, 1),
+    ]
+    found = prepared_rows(inline_texts(frame(spark, rows, LONG)), depth=3)
+    assert {r["passage_id"] for r in found if not r["beyond_depth"]} == {"z", "x", "y"}
+
+
 def test_a_trial_run_takes_the_same_whole_queries_every_time(spark):
     rows = [(f"q{n}", f"p{m}") for n in range(20) for m in range(3)] + [(None, "p1")]
     table = inline_texts(frame(spark, rows, "query_id string, passage_id string"))

@@ -32,9 +32,10 @@ from rerank_udf.config import JobConfig
 from rerank_udf.errors import ConfigError, InputError, ModelError, StoreError, TooManyRejectsError
 from rerank_udf.lake import files, versions
 from rerank_udf.report import RunReport
-from rerank_udf.spark import pipeline, read_reranked
+from rerank_udf.spark import pipeline, read_reranked, workplace
 from rerank_udf.spark.estimate import estimate
 from rerank_udf.spark.pipeline import publishing_tasks, read_and_prepare, run_rerank
+from rerank_udf.spark.rows import StagedRows
 from rerank_udf.spark.staging import StagedPairs
 from rerank_udf.spark.waves import small_arrow_batches
 from rerank_udf.spark.workplace import Workplace
@@ -430,20 +431,61 @@ def test_files_are_published_whole_and_not_in_crumbs(rows, slots, tasks):
 
 def test_only_folders_of_dead_runs_are_cleared_away(spark, tmp_path):
     """`store.work` may be a folder that holds other things: they are not ours to delete."""
-    old, busy, recent = "20200101T000000Z-aaaaaa", "20200101T000000Z-bbbbbb", versions.new_run_id()
+    old, busy, waiting, recent = [f"20200101T000000Z-{c * 6}" for c in "abc"] + [versions.new_run_id()]
+    signs = {f"scored/key/{busy}/wave-00001/part-0", f"runs/{waiting}/_alive"}  # of today; all else is old
     for kind in ("runs", "staged/print", "scored/key"):
-        for name in (old, busy, recent, "notes"):
+        for name in (old, busy, waiting, recent, "notes"):
             (tmp_path / kind / name / "wave-00001").mkdir(parents=True)
             (tmp_path / kind / name / "wave-00001/part-0").touch()
+    (tmp_path / "runs" / waiting / "_alive").touch()
     long_ago = time.time() - 2 * 24 * 3600
     for path in [*tmp_path.rglob("*"), tmp_path]:
-        if busy not in str(path):  # a task of that run finished just now
+        if str(path.relative_to(tmp_path)) not in signs:
             os.utime(path, (long_ago, long_ago))
     (tmp_path / "candidates" / old).mkdir(parents=True)
-    Workplace(spark, str(tmp_path), "key", "run").clear_away_the_dead()
+    rescued = []
+    Workplace(spark, str(tmp_path), "other key", "run").clear_away_the_dead(
+        lambda *what: rescued.append(what)
+    )
     for kind in ("runs", "staged/print", "scored/key"):
-        assert {path.name for path in (tmp_path / kind).iterdir()} == {busy, recent, "notes"}
+        assert {path.name for path in (tmp_path / kind).iterdir()} == {busy, waiting, recent, "notes"}
     assert (tmp_path / "candidates" / old).exists()
+    assert rescued == [("key", f"{tmp_path}/scored/key/{old}")]
+
+
+def test_scores_of_the_dead_stay_until_they_are_in_a_store(spark, tmp_path):
+    scored = tmp_path / "scored/key/20200101T000000Z-aaaaaa/wave-00001"
+    scored.mkdir(parents=True)
+    os.utime(scored, (1, 1))
+    work = Workplace(spark, str(tmp_path), "key", "run")
+
+    def fails(*_: str) -> None:
+        raise StoreError("no space left")
+
+    work.clear_away_the_dead(fails)
+    assert scored.exists()
+    work.clear_away_the_dead(lambda *_: 0)
+    assert not scored.exists()
+
+
+def test_a_run_gives_signs_of_life_until_it_ends(spark, tmp_path, monkeypatch):
+    monkeypatch.setattr(workplace, "_HEARTBEAT_SECONDS", 0.01)
+    work = Workplace(spark, str(tmp_path), "key", "20200101T000000Z-aaaaaa")
+    sign = Path(work.run, "_alive")
+
+    def appears() -> bool:
+        end = time.monotonic() + 60
+        while not sign.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        return sign.exists()
+
+    with work.kept_only_on_failure():
+        assert appears()
+        sign.unlink()
+        assert appears()
+        Workplace(spark, str(tmp_path), "key", "other").clear_away_the_dead(lambda *_: 0)
+        assert Path(work.run).exists()
+    assert not Path(work.run).exists()
 
 
 @pytest.mark.parametrize(
@@ -459,7 +501,7 @@ def test_what_another_run_can_go_on_with_stays_where_a_run_failed(spark, tmp_pat
     work = Workplace(spark, str(tmp_path), "key", "run")
     for folder in (work.run, work.scored, str(tmp_path / "staged/print/run")):
         files.write_text(spark, f"{folder}/x", "y")
-    work.own(str(tmp_path / "staged/print/run"), shared=False)
+    work.uses(StagedRows(spark.range(1), str(tmp_path / "staged/print/run"), False))
 
     def ends() -> None:
         with work.kept_only_on_failure():

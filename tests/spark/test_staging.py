@@ -13,10 +13,11 @@ from pyspark.sql import functions as F
 from tables_of import plan_of
 
 from rerank_udf.identity import pair_key, text_key
+from rerank_udf.lake import files
 from rerank_udf.lake.store import FACTS_SCHEMA
 from rerank_udf.spark import lookup, staging
 from rerank_udf.spark.lookup import KnownFacts, facts_of, unknown_facts, with_known
-from rerank_udf.spark.rows import fingerprint, stage_rows
+from rerank_udf.spark.rows import discard, fingerprint, release, stage_rows
 from rerank_udf.spark.staging import StagedPairs, bucket_count, stage_pairs
 
 ROWS = "reason string, beyond_depth boolean, pair_key binary, query_key binary, passage_key binary"
@@ -205,6 +206,41 @@ def test_rows_of_the_same_input_are_taken_over(spark, tmp_path, table):
     assert not stage_rows(spark, table().where("twice > 3"), "other settings", work, "run-4").reused
 
 
+def test_rows_that_a_live_run_reads_outlive_their_owner(spark, tmp_path, table):
+    work = str(tmp_path / "work")
+    owner, user = (stage_rows(spark, table(), "", work, run) for run in ("run-1", "run-2"))
+    assert user.reused
+    discard(spark, owner.folder, lambda run: run == "run-2")
+    assert user.frame.count() == 6
+    assert not stage_rows(spark, table(), "", work, "run-3").reused  # for they may go at any time
+    discard(spark, owner.folder, lambda run: False)
+    assert not Path(owner.folder).exists()
+
+
+def test_rows_that_nobody_reads_any_more_go(spark, tmp_path, table):
+    owner, user = (stage_rows(spark, table(), "", str(tmp_path / "work"), run) for run in ("run-1", "run-2"))
+    release(spark, user.folder, "run-2")
+    assert Path(owner.folder).exists()
+    discard(spark, owner.folder, lambda run: True)
+    assert not Path(owner.folder).exists()
+
+
+def test_rows_that_go_while_a_run_takes_them_are_not_taken(spark, tmp_path, table, monkeypatch):
+    work = str(tmp_path / "work")
+    owner = stage_rows(spark, table(), "", work, "run-1")
+    write = files.write_text
+
+    def and_meanwhile(session: SparkSession, path: str, text: str) -> None:
+        if "_used_by" in path:
+            discard(spark, owner.folder, lambda run: True)
+        write(session, path, text)
+
+    monkeypatch.setattr(files, "write_text", and_meanwhile)
+    other = stage_rows(spark, table(), "", work, "run-2")
+    assert not other.reused
+    assert other.frame.count() == 6
+
+
 def test_rows_that_were_not_finished_are_not_taken_over(spark, tmp_path, table):
     first = stage_rows(spark, table(), "", str(tmp_path / "work"), "run-1")
     Path(first.folder, "_complete.json").unlink()
@@ -219,6 +255,24 @@ def test_a_file_that_changed_is_another_input(spark, tmp_path, table):
     assert fingerprint(spark, table(), "") != before
 
 
+@pytest.mark.parametrize("name", ["with space", "per%20cent", "at=2026-01-31 02%3A00", "Ümläut"])
+def test_files_are_found_whatever_their_folder_is_called(spark, tmp_path, name):
+    place = tmp_path / name
+    spark.range(3).write.parquet(str(place))
+    before = fingerprint(spark, spark.read.parquet(str(place)), "")
+    assert before is not None
+    os.utime(next(place.glob("part-*")), (1, 1))
+    assert fingerprint(spark, spark.read.parquet(str(place)), "") not in (before, None)
+
+
+def test_a_change_far_right_in_a_wide_table_is_another_input(spark, table):
+    one, other = (
+        fingerprint(spark, table().selectExpr(*[f"id + {n} c{n}" for n in range(40)], f"id * {last} z"), "")
+        for last in (2, 3)
+    )
+    assert one != other
+
+
 @pytest.mark.parametrize("column", ["rand()", "uuid()", "current_timestamp()"])
 def test_what_is_different_every_time_is_never_taken_over(spark, table, column):
     one, other = (fingerprint(spark, table().selectExpr("id", f"{column} as x"), "") for _ in range(2))
@@ -228,3 +282,6 @@ def test_what_is_different_every_time_is_never_taken_over(spark, table, column):
 def test_input_whose_files_nobody_tells_has_no_fingerprint(spark):
     assert fingerprint(spark, spark.createDataFrame([(1,)], "id int"), "") is None
     assert fingerprint(spark, spark.range(3), "") is None
+    url = "jdbc:derby:memory:somewhere;create=true"  # a database in Spark's own jars
+    spark.range(3).write.jdbc(url, "numbers", "overwrite")
+    assert fingerprint(spark, spark.read.jdbc(url, "numbers"), "") is None

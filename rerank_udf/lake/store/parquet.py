@@ -192,13 +192,15 @@ class ParquetStore:
         return [commit for commit in commits if commit.name not in replaced]
 
     def _left_over(self, model_key: str) -> Iterator[str]:
-        """Folders that no reader needs: replaced, or never committed, and untouched for a day."""
-        live = {commit.name for commit in self._live(model_key)}
+        """Folders that no reader needs: replaced a day ago, or never committed and untouched for a day."""
+        commits = self._commits(model_key)
+        replaced = {name: commit.folder for commit in commits for name in commit.replaces}
+        live = {commit.name for commit in commits if commit.name not in replaced}
         folder = self._key_folder(model_key)
         for entry in files.entries(self._spark, folder):
             if entry.name in live:
                 continue
-            age = files.youngest(self._spark, f"{folder}/{entry.name}")
+            age = files.youngest(self._spark, replaced.get(entry.name, f"{folder}/{entry.name}"))
             if age is None or age > _LEFT_OVER_SECONDS:
                 yield entry.name
 
