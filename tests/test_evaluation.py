@@ -430,6 +430,43 @@ def test_a_file_that_is_not_parquet_and_ids_that_are_not_utf8_are_sentences(tmp_
         evaluate(table, QRELS)
 
 
+@pytest.mark.parametrize("name", ["nDCG", "P", "R", "AP", "Success"])
+def test_a_measure_of_judged_passages_alone_looks_past_its_cutoff(name):
+    measure = f"{name}(judged_only=True)@2"
+    order = ranking({"q": "abcdef"})
+    qrels = grades({"q": {"f": 1, "e": 0}})
+    run = [ir_measures.ScoredDoc("q", p, -float(i)) for i, p in enumerate("abcdef")]
+    judged = [ir_measures.Qrel("q", "f", 1), ir_measures.Qrel("q", "e", 0)]
+    found = evaluate(order, qrels, measures=[measure])
+    (parsed,) = parse_measures([measure])
+    expected = ir_measures.calc_aggregate([parsed], judged, run)[parsed]
+    assert expected > 0
+    assert values(found, str(parsed)) == {"q": pytest.approx(expected)}
+
+
+def test_a_group_called_all_is_not_every_query():
+    order = ranking({"q": "ab", "r": "ab"})
+    found = evaluate(
+        order, grades({"q": {"a": 1}, "r": {"b": 1}}), group_by={"q": "all", "r": "test"}, measures=["RR"]
+    )
+    assert {g: row(found, "RR", group=g)["mean"] for g in ("all", "(all)", "test")} == {
+        "all": 0.75,
+        "(all)": 1.0,
+        "test": 0.5,
+    }
+
+
+def test_lists_are_cut_alike_and_the_pool_is_not():
+    first, short = ranking({"q": "abcdefgh"}), ranking({"q": "abc"})
+    qrels = grades({"q": {"c": 1, "h": 1}})
+    found = evaluate(short, qrels, baseline=first, measures=["R@5", "nDCG@10"], top_k=3)
+    for measure in ("R@5", "nDCG@10"):
+        assert values(found, measure) == values(found, measure, "first stage") != {"q": 0.0}
+    assert row(found, "R@5")["recall_at_depth"] == 1.0
+    with pytest.raises(ConfigError, match="top_k is 0"):
+        evaluate(short, qrels, top_k=0)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -253,6 +253,26 @@ def test_a_foreign_run_is_ranked_as_trec_eval_does_by_score_and_not_by_its_rank_
     assert rows(tmp_path / "t", "candidates", "query_id", "passage_id", "score", "rank") == expected
 
 
+def test_a_jobs_output_folder_is_the_version_that_it_points_to(tmp_path):
+    for number, version in enumerate(("old", "new")):
+        part = tmp_path / "out/_versions" / version / "part-0.parquet"
+        part.parent.mkdir(parents=True)
+        pq.write_table(pa.table({"query_id": ["q"], "passage_id": [version], "rank": [number + 1]}), part)
+    pointers = tmp_path / "out/_current"
+    pointers.mkdir()
+    (pointers / "run_date=2026-01-30.json").write_text('{"version": "old"}')
+    assert convert("parquet", tmp_path / "out", "trec-run", tmp_path / "dated") == {"dated": 1}
+    assert (tmp_path / "dated").read_text().split()[2] == "old"
+    (pointers / "run_date=2026-01-31.json").write_text('{"version": "new"}')
+    with pytest.raises(
+        InputError, match=r"a table for each of 2 run dates; give one by its own path, such as .*/new"
+    ):
+        convert("parquet", tmp_path / "out", "trec-run", tmp_path / "both")
+    (pointers / "latest.json").write_text('{"version": "new"}')
+    convert("parquet", tmp_path / "out", "trec-run", tmp_path / "latest")
+    assert (tmp_path / "latest").read_text().split()[2] == "new"
+
+
 def test_a_reranked_table_of_spark_part_files_with_integer_ids_becomes_a_run(tmp_path):
     part = tmp_path / "reranked"
     part.mkdir()

@@ -5,6 +5,9 @@ Copy it into the DAGs folder and set the paths. The provider is apache-airflow-p
 task runs. A retry is the same command again: what was scored before the failure is in the store, so it goes on where
 it stopped, and a task that is cleared by hand scores nothing twice. `max_active_runs` may be more than one: runs share
 a store.
+
+On YARN in cluster mode the driver does not run on Airflow's machine: the settings travel with it (`files`) and are
+found in its own folder, and whatever is wrong ends spark-submit with 1; the report and the driver's log say what.
 """
 
 from __future__ import annotations
@@ -32,9 +35,10 @@ with DAG(
         application=f"{CODE}/jobs/rerank.py",
         py_files=WHEEL,
         properties_file=f"{CODE}/conf/spark/yarn.conf",
+        files=f"{CODE}/conf/rerank.yaml,{CODE}/conf/spark/gpu_discovery.sh",
         application_args=[
             "--config",
-            f"{CODE}/conf/rerank.yaml",
+            "rerank.yaml",
             "--set",
             "output.reranked.run_date={{ ds }}",
             "--set",

@@ -34,7 +34,7 @@ except ModuleNotFoundError as missing:
 from rerank_udf.evaluation import contract
 from rerank_udf.evaluation.comparison import Comparison, local_figures, per_query, summarise
 from rerank_udf.evaluation.counting import counts_of
-from rerank_udf.evaluation.groups import Groups
+from rerank_udf.evaluation.groups import Groups, check_columns
 from rerank_udf.evaluation.loading import Rows, TableLike, load
 from rerank_udf.evaluation.measures import parse_measures
 from rerank_udf.evaluation.runs import Names, Run
@@ -42,7 +42,7 @@ from rerank_udf.evaluation.significance import BOOTSTRAP_CLUSTERS, BOOTSTRAPS
 from rerank_udf.evaluation.study import CANDIDATES, ORACLE, RANDOM, Study, random_shuffles
 from rerank_udf.evaluation.terminal import render
 
-__all__ = ["Evaluation", "TableLike", "evaluate", "parse_measures"]
+__all__ = ["Evaluation", "TableLike", "check_columns", "evaluate", "parse_measures"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ def evaluate(
     group_by: TableLike | Mapping[Any, Any] | None = None,
     clusters: TableLike | Mapping[Any, Any] | None = None,
     depth: int | None = None,
+    top_k: int | None = None,
     name: str = "reranked",
     seed: int = 0,
 ) -> Evaluation:
@@ -117,6 +118,8 @@ def evaluate(
     ranking (called `name`), are compared with the first. `group_by`: query_id → group, or a table of query_id
     and grouping columns. `clusters`: query_id → what is resampled as one (a paragraph asked about in twelve
     languages is one); each query by default. `depth`: how many candidates a query the reranker saw.
+    `top_k`: of every ranking so many are measured, as where the reranker's is cut there: lists of unequal length
+    do not compare.
 
     - The queries are those of the qrels: one without candidates counts as 0. A query without qrels is left
       out and counted. An unjudged passage is not relevant. Gain is linear, as trec_eval's.
@@ -136,6 +139,7 @@ def evaluate(
     parsed = parse_measures(measures)
     named = _named_baselines(baseline, name)
     check_depth(depth)
+    check_depth(top_k, "top_k")
     first = next(iter(named), None)
     judgements, ranked = load(qrels, "qrels", RELEVANCE), load(ranking, "ranking", RANK)
     _check_common_queries(ranked, judgements)
@@ -146,7 +150,7 @@ def evaluate(
     study = Study(names, names.nested(*names.arrange(judgements)), parsed, seed, shuffles)
     runs = {system: Run.of(rows, judgements, names) for system, rows in rankings.items()}
     pool = runs[name if first is None else first].first(depth)
-    values = study.measure_all(runs, pool)
+    values = study.measure_all({system: run.first(top_k) for system, run in runs.items()}, pool)
     groups = Groups.of(names.queries, group_by, clusters)
     comparison = Comparison(list(values), [str(m) for m in parsed], list(runs), first)
     figures = local_figures(values, groups, comparison, seed)
@@ -157,12 +161,18 @@ def evaluate(
         "clusters": len(set(groups.clusters)),
         "tests": tests_of(summary),
     }
-    settings = settings_of(comparison, summary, list(groups.frame.columns), seed, len(names.queries))
+    group_columns = list(groups.frame.columns)
+    settings = settings_of(comparison, summary, group_columns, seed, len(names.queries), top_k)
     return Evaluation(summary, per_query(names.queries, values, groups), counts, settings)
 
 
 def settings_of(
-    comparison: Comparison, summary: pd.DataFrame, group_by: list[str], seed: int, queries: int
+    comparison: Comparison,
+    summary: pd.DataFrame,
+    group_by: list[str],
+    seed: int,
+    queries: int,
+    top_k: int | None,
 ) -> dict[str, Any]:
     """`Evaluation.settings`; `expansion_groups` are those whose interval is not by bootstraps: they are too large."""
     large = summary[summary["ci_low"].notna() & (summary["n_clusters"] > BOOTSTRAP_CLUSTERS)]
@@ -172,6 +182,7 @@ def settings_of(
         "baseline": comparison.baseline,
         "systems": list(comparison.systems),
         "group_by": group_by,
+        "top_k": top_k,
         "seed": seed,
         "bootstraps": BOOTSTRAPS,
         "expansion_groups": list(dict.fromkeys(large["group"])),
@@ -185,10 +196,10 @@ def tests_of(summary: pd.DataFrame) -> int:
     return int(summary.groupby("system")["p_holm"].count().max())
 
 
-def check_depth(depth: int | None) -> None:
-    """Raise ConfigError for a depth that leaves nothing."""
+def check_depth(depth: int | None, name: str = "depth") -> None:
+    """Raise ConfigError for a depth (or another such number, by its name) that leaves nothing."""
     if depth is not None and depth < 1:
-        raise ConfigError(f"depth is {depth}; a number of candidates from 1, or None for all, is expected.")
+        raise ConfigError(f"{name} is {depth}; a number of candidates from 1, or None for all, is expected.")
 
 
 def check_names(ranking: str, baselines: Iterable[str]) -> None:

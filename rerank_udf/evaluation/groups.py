@@ -63,8 +63,9 @@ class Groups:
 
 
 def group_label(found: Sequence[str]) -> str:
-    """What a group is called: its value in every grouping column."""
-    return " · ".join(found)
+    """What a group is called: its value in every grouping column; in brackets where that means every query."""
+    label = " · ".join(found)
+    return f"({label})" if label == ALL else label
 
 
 def as_text(value: Any) -> str:
@@ -72,6 +73,14 @@ def as_text(value: Any) -> str:
     if isinstance(value, datetime.datetime) and value.tzinfo is not None:
         value = value.astimezone(datetime.timezone.utc)
     return NO_VALUE if value is None else str(value)
+
+
+def check_columns(group_by: Sequence[str], clusters: str | None) -> None:
+    """Raise InputError for a column with the name of one of the evaluation's own."""
+    named = [(name, "group_by") for name in group_by] + ([(clusters, "clusters")] if clusters else [])
+    for name, label in named:
+        if name in (*SUMMARY_COLUMNS, VALUE) or (name == CLUSTER != clusters):
+            raise InputError(contract.reserved_column(label, name))
 
 
 def _attributes(query_ids: list[str], source: Any, label: str, column: str) -> pd.DataFrame:

@@ -68,6 +68,9 @@ def is_judged(measure: str) -> bool:
 
 def safe_cut(measures: Sequence[ir_measures.Measure]) -> int | None:
     """Below this position nothing changes a value of these measures; None where anything may."""
-    if any(m.NAME not in _CUT_SAFE or "cutoff" not in m.params for m in measures):
+    safe = [
+        m.NAME in _CUT_SAFE and "cutoff" in m.params and not m.params.get("judged_only") for m in measures
+    ]
+    if not all(safe):
         return None
     return max(int(m.params["cutoff"]) for m in measures)

@@ -69,6 +69,8 @@ def _notes(evaluation: Evaluation, measure: str, decimals: int) -> list[str]:
             f"Δ against {settings['baseline']}; {interval} over {counts['clusters']:,} {unit}; "
             f"paired t-test, Holm over {counts['tests']} tests"
         )
+    if settings["top_k"]:
+        lines.append(f"of every list the first {settings['top_k']:,} are measured, as many as are published")
     return lines + _remarks(counts)
 
 

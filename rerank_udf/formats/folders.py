@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -147,6 +148,9 @@ def find_table(source: Path, name: str, *, alone: bool = False) -> Path:
     places = {t: [p for p in (source / f"{t}.parquet", source / t) if p.exists()] for t in KEYS}
     if places[name]:
         return places[name][0]
+    published = _published(source) if alone else None
+    if published is not None:
+        return published
     a_table = source.is_file() or (not any(places.values()) and any(source.rglob("*.parquet")))
     if alone and a_table:
         return source
@@ -156,6 +160,23 @@ def find_table(source: Path, name: str, *, alone: bool = False) -> Path:
     raise InputError(
         f"{source} has no {name}.parquet, which this format needs; there is {found or 'nothing'}."
     )
+
+
+def _published(source: Path) -> Path | None:
+    """The version that a job's output folder points to; None where it is no such folder.
+
+    Raises InputError where there are several, of different run dates.
+    """
+    pointers = sorted((source / "_current").glob("*.json"))
+    latest = source / "_current/latest.json"
+    chosen = [latest] if latest in pointers else pointers
+    versions = [source / "_versions" / json.loads(one.read_text("utf-8"))["version"] for one in chosen]
+    if len(versions) > 1:
+        raise InputError(
+            f"{source} has a table for each of {len(versions)} run dates; give one by its own path, such as "
+            f"{versions[-1]}."
+        )
+    return versions[0] if versions else None
 
 
 def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[Any, ...]]:

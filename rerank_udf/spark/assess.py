@@ -15,6 +15,7 @@ from rerank_udf.errors import ConfigError, InputError
 from rerank_udf.lake import files, targets, versions
 from rerank_udf.lake.delta import LOG
 from rerank_udf.lake.sources import read_source
+from rerank_udf.spark.candidates import Prepared
 from rerank_udf.spark.named import INTEGER_TYPES
 from rerank_udf.spark.pipeline import read_and_prepare
 
@@ -38,6 +39,40 @@ def assess(
     from rerank_udf.spark.evaluation import evaluate_tables
 
     settings = config.evaluation
+    qrels, columns = _checked(spark, config)
+    prepared = read_and_prepare(spark, config)
+    ours = _published(published_by_run(spark, config, prepared), config, system_name(config))
+    first = _first_stage(prepared)
+    rankings = {FIRST: first} if first is not None else {}
+    taken = sorted((rankings | ours).keys() & (others or {}).keys())
+    if taken:
+        raise ConfigError(f"the ranking {taken[0]!r} has the name of one of the job's own; give it another")
+    rankings |= {name: _other(spark, name, place) for name, place in (others or {}).items()} | ours
+    qrels = _of_run(spark, config, prepared, _of_trial_queries(qrels, next(iter(rankings.values())), config))
+    return evaluate_tables(
+        spark,
+        rankings,
+        qrels,
+        measures=settings.measures,
+        queries=columns,
+        group_by=settings.group_by,
+        clusters=settings.clusters,
+        depth=config.ranking.depth,
+        top_k=_list_length(config),
+        seed=settings.seed,
+    )
+
+
+def check(spark: SparkSession, config: JobConfig) -> None:
+    """Raise ConfigError or InputError where `assess` could not do its work after a run; at most one small job."""
+    _checked(spark, config)
+
+
+def _checked(spark: SparkSession, config: JobConfig) -> tuple[DataFrame, dict[str, DataFrame]]:
+    """The qrels, and the tables of `group_by` and `clusters`."""
+    from rerank_udf.evaluation import check_columns, parse_measures
+
+    settings = config.evaluation
     if settings.qrels is None:
         raise ConfigError(
             "evaluation.qrels is not set: give the table of query_id, passage_id, relevance to measure by"
@@ -46,26 +81,45 @@ def assess(
         raise ConfigError(
             "evaluate reads output.layout rows; with nested, publish rows too or explode them first"
         )
-    ours = _published(spark, config, system_name(config))
-    first = _first_stage(spark, config)
-    rankings = {FIRST: first} if first is not None else {}
-    taken = sorted((rankings | ours).keys() & (others or {}).keys())
-    if taken:
-        raise ConfigError(f"the ranking {taken[0]!r} has the name of one of the job's own; give it another")
-    rankings |= {name: _other(spark, name, place) for name, place in (others or {}).items()} | ours
-    names = [*settings.group_by, *([settings.clusters] if settings.clusters else [])]
+    if config.output.reranked.mode == "append" and config.output.reranked.run_date is None:
+        raise ConfigError(
+            "evaluation.qrels is set, and with output.reranked.mode append the table holds the rows of earlier runs "
+            "too: set a run_date, or evaluate a table of this run alone (mode overwrite)"
+        )
+    parse_measures(settings.measures)
+    check_columns(settings.group_by, settings.clusters)
     qrels = _qrels(spark, config)
-    return evaluate_tables(
-        spark,
-        rankings,
-        _of_trial_queries(qrels, next(iter(rankings.values())), config),
-        measures=settings.measures,
-        queries=_query_columns(spark, config, names, qrels),
-        group_by=settings.group_by,
-        clusters=settings.clusters,
-        depth=config.ranking.depth,
-        seed=settings.seed,
+    names = [*settings.group_by, *([settings.clusters] if settings.clusters else [])]
+    return qrels, _query_columns(spark, config, names, qrels)
+
+
+def _list_length(config: JobConfig) -> int | None:
+    """How long a published list can be; None where every candidate may be in it."""
+    ranking = config.ranking
+    limits = [ranking.top_k, ranking.depth if ranking.beyond_depth == "drop" else None]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def published_by_run(spark: SparkSession, config: JobConfig, prepared: Prepared) -> DataFrame:
+    """What the run published: of a table into which it was merged, the rows of the run's own queries."""
+    table = targets.read(spark, config.output.reranked)
+    return (
+        table if config.output.reranked.mode != "merge" else _with_query_in(table, prepared.rows, "left_semi")
     )
+
+
+def _of_run(spark: SparkSession, config: JobConfig, prepared: Prepared, qrels: DataFrame) -> DataFrame:
+    """Without the queries that other runs have merged into the table; those that no run has ranked stay, and count."""
+    if config.output.reranked.mode != "merge":
+        return qrels
+    of_others = _with_query_in(targets.read(spark, config.output.reranked), prepared.rows, "left_anti")
+    return _with_query_in(qrels, of_others, "left_anti")
+
+
+def _with_query_in(table: DataFrame, other: DataFrame, how: str) -> DataFrame:
+    query = F.col(tables.QUERY_ID).cast("string")
+    found = other.select(query.alias("_asked")).distinct()
+    return table.join(found, query == F.col("_asked"), how)
 
 
 def system_name(config: JobConfig) -> str:
@@ -74,9 +128,8 @@ def system_name(config: JobConfig) -> str:
     return RERANKED if name in (FIRST, FUSED, "oracle", "random", "") else name
 
 
-def _published(spark: SparkSession, config: JobConfig, alone: str) -> dict[str, DataFrame]:
+def _published(table: DataFrame, config: JobConfig, alone: str) -> dict[str, DataFrame]:
     """The published order, last; where it is a fused one of all candidates, the order by logit before it."""
-    table = targets.read(spark, config.output.reranked)
     published = table.select(*_IDS, tables.RANK)
     if tables.FUSED_SCORE not in table.columns:
         return {alone: published}
@@ -87,8 +140,7 @@ def _published(spark: SparkSession, config: JobConfig, alone: str) -> dict[str, 
     return found | {FUSED: published}
 
 
-def _first_stage(spark: SparkSession, config: JobConfig) -> DataFrame | None:
-    prepared = read_and_prepare(spark, config)
+def _first_stage(prepared: Prepared) -> DataFrame | None:
     if not (prepared.has_rank or prepared.has_score):
         return None
     # Ranks may be missing or have ties in the user's table; the evaluation wants 1..n, in the pipeline's own order.
@@ -130,7 +182,8 @@ def _qrels(spark: SparkSession, config: JobConfig) -> DataFrame:
     if isinstance(chosen.schema[tables.RELEVANCE].dataType, INTEGER_TYPES):
         return chosen
     grades = chosen.withColumn("_grade", F.expr(f"try_cast({tables.RELEVANCE} as int)"))
-    bad = grades.where(F.col("_grade").isNull()).limit(1).collect()
+    cut = F.expr(f"try_cast({tables.RELEVANCE} as double)") != F.col("_grade")
+    bad = grades.where(F.col("_grade").isNull() | F.coalesce(cut, F.lit(False))).limit(1).collect()
     if bad:
         raise InputError(
             f"evaluation.qrels: relevance is {bad[0][tables.RELEVANCE]!r} for query_id {bad[0][tables.QUERY_ID]}, "

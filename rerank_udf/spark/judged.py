@@ -12,9 +12,10 @@ from rich.console import Console
 
 from rerank_udf import page, tables
 from rerank_udf.config import JobConfig
-from rerank_udf.lake import files, targets
+from rerank_udf.lake import files
 from rerank_udf.lake.sources import read_source
 from rerank_udf.report import RunReport
+from rerank_udf.spark.assess import published_by_run
 from rerank_udf.spark.candidates import Prepared
 from rerank_udf.spark.figures import LOGITS, SCORES, Buckets
 from rerank_udf.spark.pipeline import read_and_prepare
@@ -39,17 +40,19 @@ def write_evaluation(
     summary = evaluation.summary.to_json(orient="records", double_precision=15)
     report.evaluation = json.loads(summary)
     qrels = _qrels(spark, config)
+    prepared = read_and_prepare(spark, config)
+    published = published_by_run(spark, config, prepared)
     found = {
         "run_id": report.run_id,
         "settings": evaluation.settings,
         "counts": evaluation.counts,
         "summary": report.evaluation,
         "precision": precision_by_score(
-            targets.read(spark, config.output.reranked),
+            published,
             qrels,
             SCORES if config.ranking.activation == "sigmoid" else LOGITS,
         ),
-        "changed": changed_queries(spark, config, evaluation, qrels),
+        "changed": changed_queries(prepared, published, evaluation, qrels),
     }
     text = json.dumps(found, ensure_ascii=False, indent=1, default=str) + "\n"
     files.write_text(spark, f"{config.run.report.rstrip('/')}/{page.EVALUATION_FILE}", text)
@@ -99,7 +102,7 @@ def most_changed(
 
 
 def changed_queries(
-    spark: SparkSession, config: JobConfig, evaluation: SparkEvaluation, qrels: DataFrame
+    prepared: Prepared, published: DataFrame, evaluation: SparkEvaluation, qrels: DataFrame
 ) -> list[dict[str, Any]]:
     """The most changed queries with their texts, and their first passages before and after with judgements."""
     settings = evaluation.settings
@@ -110,9 +113,8 @@ def changed_queries(
     )
     if not chosen:
         return []
-    prepared = read_and_prepare(spark, config)
     ids = [query_id for query_id, _, _ in chosen]
-    rows = _candidates(prepared, targets.read(spark, config.output.reranked), qrels, ids)
+    rows = _candidates(prepared, published, qrels, ids)
     orders = {query_id: _both_orders([r for r in rows if r["query"] == query_id]) for query_id in ids}
     texts = _texts(prepared, [row for both in orders.values() for order in both for row in order])
     return [

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
-import shutil
+import re
+import subprocess
 import sys
 from importlib import resources
+from pathlib import Path
 
+import pyspark
 from pyspark.sql import SparkSession
 
 from rerank_udf.errors import ConfigError
+
+_JAVA_VERSION = re.compile(r'version "(?:1\.)?(\d+)')
 
 
 def job_session(app_name: str) -> SparkSession:
     """The active session (a notebook's), the one `spark-submit` configured, or a local one.
 
-    Raises ConfigError where a local session is needed and no Java is found.
+    Raises ConfigError where a local session is needed and no Java that Spark takes is found.
     """
     active = SparkSession.getActiveSession()
     if active is not None:
@@ -50,8 +55,20 @@ def _submitted() -> bool:
 
 
 def _check_java() -> None:
-    if shutil.which("java") is None and not os.environ.get("JAVA_HOME"):
+    needed = 17 if int(pyspark.__version__.split(".")[0]) >= 4 else 8
+    home = os.environ.get("JAVA_HOME")
+    java = Path(home, "bin", "java") if home else Path("java")
+    try:
+        told = subprocess.run(
+            [java, "-version"], capture_output=True, text=True, timeout=60, check=False
+        ).stderr
+    except (OSError, subprocess.TimeoutExpired) as error:
+        told = str(error)
+    found = _JAVA_VERSION.search(told)
+    if found is None or int(found[1]) < needed:
+        why = " ".join(told.split()) or "it says nothing"
+        what = f"{java} is Java {found[1]}" if found else f"{java} does not run ({why:.200})"
         raise ConfigError(
-            "Spark needs Java 17 or newer, and no java is on the PATH; install it (Debian and Ubuntu: "
-            "apt-get install openjdk-17-jre-headless; macOS: brew install openjdk@17) or set JAVA_HOME"
+            f"Spark needs Java {needed} or newer, and {what}; install it (Debian and Ubuntu: apt-get install "
+            "openjdk-17-jre-headless; macOS: brew install openjdk@17) and set JAVA_HOME to its folder"
         )

@@ -248,6 +248,60 @@ def test_evaluate_puts_other_rankings_beside_by_any_column_of_queries_candidates
     assert means["back"] == means["table"] != means["again"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("evaluation.measures=[nDGC@10]", "'nDGC@10' is not a measure"),
+        ("evaluation.group_by=[language]", "evaluation names the column 'language', but input.queries has"),
+        ("evaluation.group_by=[mean]", "group_by has a column 'mean', a name that the evaluation needs"),
+        ("evaluation.qrels.path=/nowhere/at/all", "evaluation.qrels (/nowhere/at/all): there is nothing at"),
+        ("evaluation.qrels.path=INPUTS/queries", "evaluation.qrels has no column 'passage_id'"),
+        ("evaluation.qrels.path=INPUTS/halves", "relevance is 2.5 for query_id q1, expected a whole number"),
+        (
+            "output.reranked={table: t, mode: append}",
+            "evaluation.qrels is set, and with output.reranked.mode append",
+        ),
+    ],
+)
+def test_a_job_that_could_not_be_evaluated_in_the_end_is_told_before_it_scores(
+    run, spark, job, inputs, tmp_path, setting, sentence
+):
+    if "halves" in setting and not (inputs / "halves").exists():
+        halves = spark.read.parquet(str(inputs / "qrels")).selectExpr(
+            "query_id", "passage_id", "2.5D relevance"
+        )
+        halves.where("query_id = 'q1'").write.parquet(str(inputs / "halves"))
+    given = ["--config", job, "--set", f"evaluation.qrels.path={inputs / 'qrels'}"]
+    given += ["--set", f"store.path={tmp_path / 'store'}", "--set", setting.replace("INPUTS", str(inputs))]
+    for verb in (["rerank"], ["rerank", "--dry-run"]):
+        code, _, err = run(*verb, *given)
+        assert code == 2
+        assert is_one_sentence(err)
+        assert sentence in err.replace("\n", " ")
+    assert not (tmp_path / "store").exists()
+    assert not (tmp_path / "report").exists()
+
+
+def test_lists_are_compared_as_long_as_they_are_published(run, job, inputs, tmp_path):
+    """A reranker that keeps the first stage's order loses nothing by `top_k`."""
+    published = [
+        "--set",
+        "ranking.top_k=2",
+        "--set",
+        "ranking.fusion={method: min_max, reranker_weight: 0.0}",
+    ]
+    qrels = ["--set", f"evaluation.qrels.path={inputs / 'qrels'}", "--set", "evaluation.measures=[nDCG@10]"]
+    code, out, err = run("rerank", "--config", job, *published, *qrels)
+    assert (code, err) == (0, "")
+    assert "of every list the first 2 are measured" in out
+    found = json.loads((tmp_path / "report/evaluation.json").read_text())["summary"]
+    whole = {row["system"]: row for row in found if row["group"] == "all"}
+    by_documents = {(row["system"], row["documents"]): row["mean"] for row in found if row["group"] == "all"}
+    for documents in ("all", "judged"):
+        assert by_documents["first", documents] == by_documents["fused", documents]
+    assert whole["fused"]["won"] == whole["fused"]["lost"] == 0
+
+
 WRONG_COMPARISONS = [
     (
         ["--set", "evaluation.group_by=[source]"],
@@ -393,10 +447,27 @@ def test_spark_submit_and_plain_python_publish_the_same_table(spark, job, tmp_pa
     assert "Traceback" not in failed.stderr
 
 
-def test_without_java_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setenv("PATH", "")
+@pytest.mark.parametrize(
+    ("says", "sentence"),
+    [
+        (None, r"Spark needs Java 17 or newer, and java does not run .*; install it"),
+        ('echo openjdk version \\"11.0.2\\" 2019-01-15 >&2', "and .*/bin/java is Java 11; install it"),
+        (
+            "echo Unable to locate a Java Runtime >&2; exit 1",
+            "does not run .Unable to locate a Java Runtime.; inst",
+        ),
+    ],
+    ids=["none", "old", "the stub of macOS"],
+)
+def test_without_a_java_that_spark_takes_the_error_says_what_to_install(
+    monkeypatch, tmp_path, says, sentence
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    with pytest.raises(
-        ConfigError, match="Spark needs Java 17 or newer, and no java is on the PATH; install it"
-    ):
+    if says is not None:
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin/java").write_text(f"#!/bin/sh\n{says}\n")
+        (tmp_path / "bin/java").chmod(0o755)
+        monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=sentence):
         session._check_java()

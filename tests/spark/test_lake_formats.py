@@ -543,6 +543,44 @@ def test_an_evaluation_after_a_run_reads_what_the_run_read(spark, lake_formats, 
         spark.sql("drop table judged_then")
 
 
+def test_a_merged_run_is_measured_by_its_own_queries(spark, lake_formats, hash_model, tmp_path):
+    lake_formats("delta")
+    for name, table in zip(("candidates", "queries", "passages"), three_tables(spark), strict=True):
+        table.write.parquet(str(tmp_path / name))
+    grades = [("q1", "p1", 1), ("q2", "p2", 1), ("q3", "p3", 1), ("nobody ranked", "p1", 1)]
+    spark.createDataFrame(grades, "query_id string, passage_id string, relevance int").write.parquet(
+        str(tmp_path / "qrels")
+    )
+
+    def job(where: str) -> Any:
+        candidates = {"path": str(tmp_path / "candidates"), "where": where}
+        return settings(
+            tmp_path,
+            hash_model,
+            input={
+                **{n: {"path": str(tmp_path / n)} for n in ("queries", "passages")},
+                "candidates": candidates,
+            },
+            output={
+                "reranked": {"path": str(tmp_path / "merged"), "format": "delta", "mode": "merge"},
+                "rejects": {"path": str(tmp_path / "rejects")},
+            },
+            evaluation={"qrels": {"path": str(tmp_path / "qrels")}, "measures": ["nDCG@10"]},
+        )
+
+    run(spark, job("query_id < 'q3'"))
+    run(spark, job("query_id = 'q3'"))
+    assert (
+        spark.read.format("delta").load(str(tmp_path / "merged")).select("query_id").distinct().count() == 3
+    )
+    found = assess(spark, job("query_id = 'q3'"))
+    assert found.counts["queries"] == 2
+    asked = found.per_query.query("documents == 'all'")
+    assert set(asked["query_id"]) == {"q3", "nobody ranked"}
+    by_system = asked.query("measure == 'nDCG@10' and query_id == 'q3'").set_index("system")["value"]
+    assert by_system["first"] > 0 < by_system[hash_model.name]
+
+
 def test_only_tables_with_versions_have_one(spark, tmp_path):
     spark.range(1).write.parquet(str(tmp_path / "plain"))
     spark.range(1).createOrReplaceTempView("versionless")

@@ -447,7 +447,7 @@ def test_spark_knows_every_setting_and_takes_its_value(spark, jvm, name):
     for key, value in settings.items():
         conf.set(key, value)
     mounted = jvm.org.apache.spark.deploy.k8s.KubernetesVolumeUtils.parseVolumesWithPrefix(conf, volumes)
-    assert mounted.size() == (1 if name == "kubernetes" else 0)
+    assert mounted.size() == (2 if name == "kubernetes" else 0)  # one set, one offered in its place
 
 
 def test_an_invented_setting_would_be_noticed(jvm):

@@ -47,6 +47,7 @@ def evaluate_tables(
     group_by: Sequence[str] = (),
     clusters: str | None = None,
     depth: int | None = None,
+    top_k: int | None = None,
     seed: int = 0,
 ) -> SparkEvaluation:
     """Measure rankings side by side and compare them with a baseline, query by query, inside Spark.
@@ -67,6 +68,7 @@ def evaluate_tables(
     parsed = parse_measures(measures)
     baseline, systems = _systems(rankings, baseline)
     check_depth(depth)
+    check_depth(top_k, "top_k")
     inputs = inputs_of(spark, {name: rankings[name] for name in systems}, qrels, queries, group_by, clusters)
     size = inputs.size()
     part = Part(
@@ -74,6 +76,7 @@ def evaluate_tables(
         systems=tuple(systems),
         baseline=baseline,
         depth=depth,
+        top_k=top_k,
         seed=seed,
         shuffles=random_shuffles(size.queries),
         attributes=inputs.attributes,
@@ -156,5 +159,5 @@ def _evaluation(
         "clusters": clusters,
         "tests": tests_of(summary),
     }
-    settings = settings_of(comparison, summary, part.group_by(), part.seed, counts["queries"])
+    settings = settings_of(comparison, summary, part.group_by(), part.seed, counts["queries"], part.top_k)
     return SparkEvaluation(summary, counts, settings, stage.long(comparison.keys), held)

@@ -14,9 +14,8 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from rerank_udf.errors import ConfigError, InputError
-from rerank_udf.evaluation import contract
+from rerank_udf.evaluation import check_columns, contract
 from rerank_udf.evaluation.parts import QRELS, RANKING, Attribute
-from rerank_udf.evaluation.study import CLUSTER, SUMMARY_COLUMNS, VALUE
 from rerank_udf.spark.named import ID_TYPES, INTEGER_TYPES, NamedTable
 from rerank_udf.tables import PASSAGE_ID, QUERY_ID, RANK, RELEVANCE
 
@@ -138,8 +137,7 @@ def _chosen(
             raise ConfigError(
                 f"{label} names the column {name!r}, which no table has beside query_id: {have}."
             )
-        if name in (*SUMMARY_COLUMNS, VALUE) or (name == CLUSTER != clusters):
-            raise InputError(contract.reserved_column(label, name))
+        check_columns([name] if label == "group_by" else [], clusters)
         found.setdefault(name, (label, table))
     return found
 

@@ -55,18 +55,18 @@ class SparkEvaluation(Evaluation):
             self._held.release()
 
     def write(self, folder: str | Path) -> None:
-        """As `Evaluation.write`; of a large evaluation Spark writes, to where it resolves `folder`.
+        """As `Evaluation.write`, to where Spark resolves `folder`.
 
-        Its per_query.parquet is then a folder of files.
+        Of a large evaluation, and on an object store, Spark writes: its tables are then folders of files.
         """
-        if not isinstance(self._held, Measured):
-            if Path(folder, "per_query.parquet").is_dir():
-                shutil.rmtree(Path(folder, "per_query.parquet"))
-            super().write(folder)
-            return
         spark, place = self.values.sparkSession, str(folder).rstrip("/")
-        files.write_text(spark, f"{place}/summary.json", self.document())
         local = files.local_path(spark, place)
+        if local is not None and not isinstance(self._held, Measured):
+            if (local / "per_query.parquet").is_dir():
+                shutil.rmtree(local / "per_query.parquet")
+            super().write(local)
+            return
+        files.write_text(spark, f"{place}/summary.json", self.document())
         if local is None:
             summary = spark.createDataFrame(self._summary_rows(), self._summary_schema())
             summary.coalesce(1).write.mode("overwrite").parquet(f"{place}/summary.parquet")
