@@ -189,7 +189,7 @@ def test_a_job_on_s3_is_published_is_not_done_twice_and_survives_its_death(bucke
     if lake == "iceberg":
         job = world.start("no-schema", *only_first(10))
         assert job.finish() == 2, job.text
-        assert "there is no schema `vault`.`db`; make it first (create schema `vault`.`db`)" in job.text
+        assert "there is no schema `lake`.`db`; make it first (create schema `lake`.`db`)" in job.text
         job = world.start("schema", submit=[sys.executable, "-c", CREATE_SCHEMA])
         assert job.finish() == 0, job.text
 
