@@ -313,6 +313,9 @@ def _read_tokenizer(path: Path, _size: int, _modified: int) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # what tokenizers raises has no narrower type
         raise ModelError(f"{path} cannot be read as a tokenizer: {error}") from error
+    # some files carry what their last user had set
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     if any(token.content == _ROBERTA_MASK for token in tokenizer.get_added_tokens_decoder().values()):
         tokenizer.add_special_tokens([AddedToken(_ROBERTA_MASK, lstrip=True, normalized=False, special=True)])
     return tokenizer

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ class OpenVinoBackend:
         self._queue = ov.AsyncInferQueue(network, self._threads)
         self._queue.set_callback(_keep)
         self._tail = compiled(tail(weights), "f32", self._threads, streams=1).create_infer_request()
+        self._one_caller = threading.Lock()  # neither the queue nor the request is for several threads
 
     def start(self, batch: PackedBatch) -> _Started:
         """See `rerank_udf.engine.backend.Backend`; rows of several lengths are computed one length at a time."""
@@ -80,7 +82,7 @@ class OpenVinoBackend:
         lengths = batch.lengths
         edges = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
         started = _Started([None] * (len(edges) - 1))
-        with _memory_errors():
+        with self._one_caller, _memory_errors():
             for number, (row, stop) in enumerate(itertools.pairwise(edges)):
                 cells = slice(int(batch.offsets[row]), int(batch.offsets[stop]))
                 inputs = [values[cells].reshape(stop - row, -1) for values in (batch.token_ids, places)]
@@ -89,7 +91,7 @@ class OpenVinoBackend:
 
     def finish(self, started: Sequence[object]) -> npt.NDArray[np.float32]:
         """See `rerank_udf.engine.backend.Backend`."""
-        with _memory_errors():
+        with self._one_caller, _memory_errors():
             self._queue.wait_all()
             parts = [part for batch in cast("Sequence[_Started]", started) for part in batch.parts]
             means, first = (

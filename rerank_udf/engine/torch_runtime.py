@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -67,19 +68,47 @@ def exact_products() -> Iterator[None]:
     """No TF32 in float32, no 16-bit sums in 16 bits: while a batch runs, then as the caller had it."""
     matmul = torch.backends.cuda.matmul
     before = (
-        torch.get_float32_matmul_precision(),
         matmul.allow_fp16_reduced_precision_reduction,
         matmul.allow_bf16_reduced_precision_reduction,
     )
-    torch.set_float32_matmul_precision("highest")
     matmul.allow_fp16_reduced_precision_reduction = False
     matmul.allow_bf16_reduced_precision_reduction = False
     try:
+        with _no_tf32():
+            yield
+    finally:
+        matmul.allow_fp16_reduced_precision_reduction = before[0]
+        matmul.allow_bf16_reduced_precision_reduction = before[1]
+
+
+@contextlib.contextmanager
+def _no_tf32() -> Iterator[None]:
+    """By the switch that the process has used: torch 2.9 brought another one, and after its use the older raises."""
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        with _no_tf32_by_backend():
+            yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        matmul.allow_fp16_reduced_precision_reduction = before[1]
-        matmul.allow_bf16_reduced_precision_reduction = before[2]
+        torch.set_float32_matmul_precision(older)
+
+
+@contextlib.contextmanager
+def _no_tf32_by_backend() -> Iterator[None]:
+    mkldnn: Any = torch.backends.mkldnn
+    switches: list[Any] = [torch.backends.cuda.matmul, mkldnn.matmul]
+    before = [one.fp32_precision for one in switches]
+    try:
+        for one in switches:
+            one.fp32_precision = "ieee"
+        yield
+    finally:
+        for one, precision in zip(switches, before, strict=True):
+            one.fp32_precision = precision
 
 
 @contextlib.contextmanager

@@ -85,6 +85,11 @@ def local_folder(files: ModelFiles) -> Path:
     """
     if files.source == "mini":
         folder = mini.assembled_folder()
+        if mini.digests() != files.digests:
+            raise ModelError(
+                "the model mini of this node is not the driver's: another version of this package, or of its parts, is "
+                "installed here; install the same on both"
+            )
     elif files.source == "hub":
         assert files.revision is not None
         folder = hub.downloaded_folder(files.location, files.revision, _shipped(files.digests))
@@ -105,6 +110,7 @@ def _resolve_folder(name: str, folder: Path) -> ModelFiles:
     model = f"the folder {name}"
     needed = checkpoint.needed_files(available, model)
     architecture = checkpoint.read_architecture(config, model)
+    checkpoint.check_conversion(architecture, needed, model)
     if INDEX_FILE in needed:
         shards = checkpoint.shard_names(checkpoint.read_json(folder / INDEX_FILE), model)
         _require(shards, available, model)
@@ -125,6 +131,7 @@ def _resolve_hub(name: str, revision: str) -> ModelFiles:
     found = hub.look_up(name, revision)
     needed = checkpoint.needed_files(found.sizes, model)
     architecture = checkpoint.read_architecture(checkpoint.read_json(found.fetch(CONFIG_FILE)), model)
+    checkpoint.check_conversion(architecture, needed, model)
     if INDEX_FILE in needed:
         shards = checkpoint.shard_names(checkpoint.read_json(found.fetch(INDEX_FILE)), model)
         _require(shards, list(found.sizes), model)

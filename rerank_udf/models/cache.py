@@ -6,7 +6,6 @@ place: a reader sees the whole folder or none.
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 import os
@@ -42,7 +41,7 @@ def cache_root() -> Path:
     except RuntimeError:  # no home at all
         root = Path()
     if root == Path() or not _writable(root):
-        root = Path(tempfile.gettempdir()) / f"rerank_udf-{getpass.getuser()}"
+        root = Path(tempfile.gettempdir()) / f"rerank_udf-{os.getuid()}"
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     return root
 

@@ -24,6 +24,7 @@ INDEX_FILE = "model.safetensors.index.json"
 HASH_MODEL_TYPE = "rerank-udf-hash"
 
 # model_type → prefix of the encoder's tensors. RoBERTa's relatives share its layout and its position rule.
+_OTHER_IDS = ("camembert",)  # than XLM-R's for the same pieces
 ENCODER_PREFIXES = {"bert": "bert", "camembert": "roberta", "roberta": "roberta", "xlm-roberta": "roberta"}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _MOST_HEADER_BYTES = 100_000_000
@@ -222,6 +223,15 @@ def needed_files(available: Collection[str], model: str) -> list[str]:
     if tokenizer is None:
         raise ModelError(f"{model} has no tokenizer: expected {TOKENIZER_FILE} or {SENTENCEPIECE_FILE}")
     return [CONFIG_FILE, tokenizer, weights]
+
+
+def check_conversion(architecture: Architecture, needed: Collection[str], model: str) -> None:
+    """Raise ModelError where the tokenizer would have to be made of a sentencepiece model whose ids we do not know."""
+    if SENTENCEPIECE_FILE in needed and architecture.model_type in _OTHER_IDS:
+        raise ModelError(
+            f"{model} has {SENTENCEPIECE_FILE} and no {TOKENIZER_FILE}, and its ids are not XLM-RoBERTa's: let a "
+            "current transformers write it (AutoTokenizer.from_pretrained(…).save_pretrained(…))"
+        )
 
 
 def shard_names(index: Mapping[str, Any], model: str) -> list[str]:

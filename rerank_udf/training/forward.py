@@ -25,6 +25,10 @@ class TrainedEncoder(nn.Module):
         self.model = model
         self._frozen_layers = frozen_layers
 
+    def train(self, mode: bool = True) -> TrainedEncoder:
+        """Dropout stays off: Trainer calls this at every step, and embeddings and head have layers of it."""
+        return super().train(False)
+
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:

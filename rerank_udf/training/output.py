@@ -14,7 +14,15 @@ from torch import Tensor
 
 from rerank_udf.errors import ConfigError
 from rerank_udf.evaluation import Evaluation
-from rerank_udf.models.checkpoint import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, read_json, weight_files
+from rerank_udf.models.checkpoint import (
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    check_tensors,
+    read_architecture,
+    read_json,
+    weight_files,
+)
 from rerank_udf.report import installed_versions
 from rerank_udf.training.development import FIRST, MODEL, TEACHER
 from rerank_udf.training.settings import TrainingConfig
@@ -46,16 +54,34 @@ def check_output(target: Path) -> None:
         )
 
 
-def write_model(trained: Trained, base: Path, weights: Mapping[str, Tensor]) -> Path:
-    """config.json, model.safetensors, tokenizer.json and README.md; whole or not at all."""
+def whole_tensors(model: Any, label: str) -> dict[str, Tensor]:
+    """The tensors of a transformers module that scoring reads; raises ModelError where it could not score."""
+    architecture = read_architecture(model.config.to_dict(), label)
+    names = architecture.tensors()
+    found = {name: one for name, one in model.state_dict().items() if name in names}
+    check_tensors(architecture, {name: tuple(one.shape) for name, one in found.items()}, label)
+    return found
+
+
+def write_model(
+    trained: Trained, base: Path, weights: Mapping[str, Tensor], whole: Any | None = None
+) -> Path:
+    """config.json, model.safetensors, tokenizer.json and README.md; whole or not at all.
+
+    `weights`: what was trained; the rest is the base's own, or, where that is no cross-encoder, of the module `whole`.
+    """
     target = Path(trained.config.output)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    shutil.copyfile(base / CONFIG_FILE, partial / CONFIG_FILE)
+    if whole is None:
+        shutil.copyfile(base / CONFIG_FILE, partial / CONFIG_FILE)
+        tensors = {name: one for file in weight_files(base) for name, one in load_file(file).items()}
+    else:
+        whole.config.to_json_file(partial / CONFIG_FILE)
+        tensors = {name: one.cpu() for name, one in whole_tensors(whole, trained.config.base).items()}
     shutil.copyfile(base / TOKENIZER_FILE, partial / TOKENIZER_FILE)
     dtype = getattr(torch, trained.config.output_precision)
-    tensors = {name: one for file in weight_files(base) for name, one in load_file(file).items()}
     tensors |= weights
     wanted = {name: one.to(dtype).contiguous() for name, one in tensors.items() if one.is_floating_point()}
     save_file(wanted, partial / WEIGHTS_FILE, metadata={"format": "pt"})

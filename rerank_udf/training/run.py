@@ -164,7 +164,7 @@ def arguments(config: TrainingConfig) -> TrainingArguments:
     """The Trainer's own settings."""
     schedule = config.schedule
     decaying = schedule.steps - schedule.decay_begins
-    return TrainingArguments(
+    found = TrainingArguments(
         output_dir=config.work,
         max_steps=schedule.steps,
         per_device_train_batch_size=schedule.lists_per_step,
@@ -183,3 +183,6 @@ def arguments(config: TrainingConfig) -> TrainingArguments:
         dataloader_pin_memory=False,
         dataloader_num_workers=0,
     )
+    if found.n_gpu > 1:  # a step would then be as many times larger, and the lists others
+        found._n_gpu = 1
+    return found

@@ -191,7 +191,7 @@ class TrainingConfig(Settings):
     schedule: Schedule
     freeze: Freeze = Freeze()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     max_tokens_per_batch: int = Field(default=2400, ge=64)
     seed: int = 0
     output: str = "out/model"

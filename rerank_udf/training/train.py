@@ -14,13 +14,13 @@ from transformers.utils.logging import disable_progress_bar
 from rerank_udf.engine.capability import resolve_device, resolve_precision
 from rerank_udf.errors import ConfigError, ModelError
 from rerank_udf.models import local_folder, resolve_model
-from rerank_udf.models.checkpoint import CONFIG_FILE, TOKENIZER_FILE
+from rerank_udf.models.checkpoint import CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE
 from rerank_udf.training import checkpoints
 from rerank_udf.training.development import HeldOutList, held_out_lists
 from rerank_udf.training.encode import ListEncoder
 from rerank_udf.training.forward import TrainedEncoder
 from rerank_udf.training.lists import ListSampler
-from rerank_udf.training.output import Trained, check_output, write_model
+from rerank_udf.training.output import Trained, check_output, whole_tensors, write_model
 from rerank_udf.training.run import ListTrainer, Progress, arguments
 from rerank_udf.training.settings import TrainingConfig
 from rerank_udf.training.split import Split, split
@@ -55,7 +55,8 @@ def train(config: TrainingConfig, console: Console) -> Path:
     progress.held_out = _measured(config, sets, splits, None)
     found = progress.report(config.schedule.steps)
     trained = Trained(config, sets, splits, averaged, found)
-    return write_model(trained, folder, trainer.trained_weights())
+    whole = trainer.model.model if config.new_head else None  # type: ignore[union-attr]
+    return write_model(trained, folder, trainer.trained_weights(), whole)
 
 
 def preview(config: TrainingConfig, console: Console) -> None:
@@ -84,7 +85,7 @@ def base_folder(config: TrainingConfig) -> Path:
 
         if config.revision is None:
             raise ConfigError(f"base {config.base!r} is no folder here; as a hub id it needs a revision")
-        wanted = [CONFIG_FILE, TOKENIZER_FILE, "*.safetensors"]
+        wanted = [CONFIG_FILE, TOKENIZER_FILE, "*.safetensors", f"*{INDEX_FILE}"]
         folder = Path(snapshot_download(config.base, revision=config.revision, allow_patterns=wanted))
     absent = [name for name in (CONFIG_FILE, TOKENIZER_FILE) if not (folder / name).is_file()]
     if absent:
@@ -125,6 +126,8 @@ def _model(config: TrainingConfig, folder: Path) -> Any:
     if config.new_head:
         for name, parameter in model.classifier.named_parameters():
             torch.nn.init.normal_(parameter, std=_HEAD_DEVIATION if name.endswith("weight") else 0.0)
+        model.config.architectures = [type(model).__name__]
+        whole_tensors(model, config.base)  # what cannot be scored with in the end is told now
     if config.freeze.embeddings:
         model.base_model.embeddings.requires_grad_(False)
     for layer in model.base_model.encoder.layer[: config.freeze.layers]:

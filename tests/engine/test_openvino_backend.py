@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,19 @@ def test_batches_under_way_at_once_keep_their_places(folder: Path) -> None:
     expected = logits(PaddedBackend(folder, precision="float32", device="cpu"), *batches)
     found = logits(OpenVinoBackend(folder, precision="float32"), *batches)
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+
+def test_several_threads_may_use_one_backend(folder: Path) -> None:
+    backend = OpenVinoBackend(folder, precision="float32")
+    batches = [make_batch(folder, [length] * 3, length) for length in (50, 9, 33, 20)]
+    expected = [logits(backend, batch) for batch in batches]
+
+    def again(batch: PackedBatch) -> list[npt.NDArray[np.float32]]:
+        return [logits(backend, batch) for _ in range(30)]
+
+    with ThreadPoolExecutor(len(batches)) as threads:
+        for values, right in zip(threads.map(again, batches), expected, strict=True):
+            assert all(np.array_equal(one, right) for one in values)
 
 
 def test_bfloat16_is_off_by_rounding_only(folder: Path) -> None:

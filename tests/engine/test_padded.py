@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +247,19 @@ def folder_of_shards(tiny_bert: Path, tmp_path: Path) -> Path:
     shutil.copy(tiny_bert / "tokenizer.json", tmp_path / "shards")
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 1
     return tmp_path / "shards"
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9")
+def test_products_are_exact_too_where_a_process_uses_torchs_newer_switches() -> None:
+    """In a process of its own: the switches cannot be put back to what a fresh one has."""
+    code = """
+import torch
+from rerank_udf.engine.torch_runtime import exact_products
+matmul = torch.backends.cuda.matmul
+matmul.fp32_precision = "tf32"
+with exact_products():
+    print(matmul.fp32_precision)
+print(matmul.fp32_precision)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["ieee", "tf32"], done.stderr

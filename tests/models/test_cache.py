@@ -107,3 +107,17 @@ def test_with_a_home_the_cache_is_below_it(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("RERANK_UDF_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache.cache_root() == tmp_path / ".cache" / "rerank_udf"
+
+
+def test_a_user_without_a_name_or_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def nobody(*_: object) -> None:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.delenv("RERANK_UDF_CACHE")
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/proc")  # nothing can be written there
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert cache.cache_root().is_relative_to(tmp_path)
+    assert os.access(cache.cache_root(), os.W_OK)

@@ -236,3 +236,11 @@ def test_mini_knows_an_answer_in_its_own_and_in_another_language() -> None:
         ],
     )
     assert ranked[0].index == 1
+
+
+@needs_packages
+def test_another_mini_than_the_drivers_is_refused() -> None:
+    files = resolve_model("mini")
+    other = dataclasses.replace(files, digests={**files.digests, "model.safetensors": "0" * 64})
+    with pytest.raises(ModelError, match="the model mini of this node is not the driver's"):
+        local_folder(other)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import sentencepiece
+from model_folders import write_model, xlmr_config
 from tokenizers import Tokenizer
 
 from rerank_udf.errors import ModelError
+from rerank_udf.models import resolve_model
 from rerank_udf.models.sentencepiece import converted_tokenizer, tokenizer_json
 from rerank_udf.tokens import PairLimits, PairTokenizer, read_tokenizer
 
@@ -93,3 +96,15 @@ def test_another_kind_of_sentencepiece_model_is_a_model_error(tmp_path: Path) ->
     )
     with pytest.raises(ModelError, match="no unigram sentencepiece model"):
         tokenizer_json(tmp_path / "c.model")
+
+
+def test_ids_of_another_family_are_not_guessed(trained: Path, tmp_path: Path) -> None:
+    """CamemBERT's pieces stand four places further on."""
+    write_model(
+        tmp_path, xlmr_config(model_type="camembert", architectures=["CamembertForSequenceClassification"])
+    )
+    shutil.copyfile(trained, tmp_path / "sentencepiece.bpe.model")
+    with pytest.raises(
+        ModelError, match=r"sentencepiece.bpe.model and no tokenizer.json, and its ids are not XLM-R"
+    ):
+        resolve_model(str(tmp_path))

@@ -1,9 +1,12 @@
 """The pieces of a training step, each against an independent computation of the same."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
+from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from rerank_udf.tokens import PairLimits, PairTokenizer
@@ -70,6 +73,28 @@ def test_logits_are_transformers_own(folder, frozen):
         torch.testing.assert_close(
             TrainedEncoder(model, frozen)(**given, **types), expected, atol=1e-5, rtol=1e-5
         )
+
+
+def test_nothing_is_dropped_in_training_whatever_trainer_asks_for(folder):
+    model, lists = loaded(folder), encoder(folder)
+    assert any(one.p > 0 for one in model.modules() if isinstance(one, torch.nn.Dropout))
+    (batch,) = lists.batches(lists.pairs(a_list()), max_tokens=1000)
+    given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    ours = TrainedEncoder(model, None)
+    ours.train()
+    assert torch.equal(ours(**given), ours(**given))
+
+
+@pytest.mark.parametrize("strategy", ["longest", "fixed"])
+def test_what_a_tokenizers_file_says_of_padding_and_truncation_is_not_heeded(tiny_bert, tmp_path, strategy):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(tiny_bert / name, tmp_path / name)
+    tokenizer = Tokenizer.from_file(str(tiny_bert / "tokenizer.json"))
+    tokenizer.enable_truncation(16)
+    tokenizer.enable_padding(length=40 if strategy == "fixed" else None)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    one = a_list(max_length=48)
+    assert encoder(tmp_path).pairs(one) == encoder(tiny_bert).pairs(one)
 
 
 def test_gradients_are_transformers_own(folder):

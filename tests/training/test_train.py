@@ -1,9 +1,12 @@
 import io
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import transformers
 from rich.console import Console
 from safetensors.numpy import load_file
 from training_world import settings, write_tables
@@ -51,6 +54,26 @@ def test_a_trained_model_is_a_folder_that_scores_with_a_card(faq, tiny_xlmr):
     last = json.loads((faq / "work/development.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 6
     assert {"first", "model"} <= last["nDCG@10"]["faq"].keys()
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"), [("tiny_bert", "AutoModel"), ("tiny_xlmr", "AutoModelForMaskedLM")]
+)
+def test_an_encoder_with_a_new_head_becomes_a_folder_that_scores(faq, request, source, kind):
+    source = request.getfixturevalue(source)
+    base = faq / "encoder"
+    getattr(transformers, kind).from_pretrained(source).save_pretrained(base)
+    shutil.copyfile(source / "tokenizer.json", base / "tokenizer.json")
+    folder = train(configured(faq, base, new_head=True, precision="float32"), QUIET)
+    queries, passages = ["where is refund1", "ticket2"], ["All about the refund1", "Alles zum Thema"]
+    found = load_scorer(str(folder), precision="float32", device="cpu").logits(queries, passages)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    for query, passage, logit in zip(queries, passages, found, strict=True):
+        given = tokenizer(query, passage, return_tensors="pt", return_token_type_ids=True)
+        kept = {name: given[name] for name in given if kind == "AutoModel" or name != "token_type_ids"}
+        with torch.no_grad():
+            assert float(model(**kept).logits) == pytest.approx(float(logit), abs=1e-4)
 
 
 def test_what_is_frozen_stays_bit_for_bit(faq, tiny_xlmr):
