@@ -26,6 +26,7 @@ TESTS = (
     "tests/spark/test_transform.py",
     "tests/spark/test_udf.py",
     "tests/spark/test_evaluate_tables.py",
+    "tests/spark/test_lake.py",
 )
 _SUMMARY = re.compile(r"^=*\s*(\d+ (?:passed|failed|error|skipped|deselected).*?)\s*=*$")
 
