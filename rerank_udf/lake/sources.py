@@ -60,9 +60,8 @@ def version_of_now(spark: SparkSession, source: Source, label: str) -> str | Non
     try:
         version = source_version(spark, source)
         _load(spark, at_version(source, version))
-    except (
-        Exception
-    ) as error:  # rows may be read, the history not: Unity's row filters and column masks are so
+    except Exception as error:
+        # Rows may be read, the history not: Unity's row filters and column masks are so.
         _log.warning(
             "%s (%s) is read as it stands, whatever is committed meanwhile: %s",
             label,

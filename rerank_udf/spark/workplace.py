@@ -52,16 +52,16 @@ class Workplace:
         A failure that the input or the settings are to blame for leaves nothing. Within the block the run is alive
         for others, however long it takes.
         """
-        with self._heartbeat():
-            try:
+        try:
+            with self._heartbeat():
                 yield
-            except RerankError as error:
-                self._remove(everything=not isinstance(error, StoreError))
-                raise
-            except BaseException:
-                self._remove(everything=False)
-                raise
-            self._remove(everything=True)
+        except RerankError as error:
+            self._remove(everything=not isinstance(error, StoreError))
+            raise
+        except BaseException:
+            self._remove(everything=False)
+            raise
+        self._remove(everything=True)
 
     def clear_away_the_dead(self, rescue: Callable[[str, str], object]) -> None:
         """Delete the folders of runs that began, and gave their last sign of life, over a day ago.
@@ -128,9 +128,6 @@ class Workplace:
         finally:
             over.set()
             thread.join()
-            # what `_remove` has deleted may have been written once more on the way
-            with contextlib.suppress(Exception):
-                files.remove(self._spark, self.run)
 
     def _remove(self, *, everything: bool) -> None:
         files.remove(self._spark, self.run)

@@ -130,6 +130,7 @@ def _chosen(
     """Each attribute's name → the setting that names it, and the first table that has it."""
     found: dict[str, tuple[str, NamedTable]] = {}
     wanted = [(name, "group_by") for name in group_by] + ([(clusters, "clusters")] if clusters else [])
+    check_columns(group_by, clusters)
     for name, label in wanted:
         table = next((t for t in tables.values() if name in t and QUERY_ID in t and name != QUERY_ID), None)
         if table is None:
@@ -137,7 +138,6 @@ def _chosen(
             raise ConfigError(
                 f"{label} names the column {name!r}, which no table has beside query_id: {have}."
             )
-        check_columns([name] if label == "group_by" else [], clusters)
         found.setdefault(name, (label, table))
     return found
 
