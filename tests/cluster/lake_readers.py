@@ -50,10 +50,14 @@ def iceberg_snapshot(root: Path, local: Callable[[str], Path] | None = None) -> 
     """The data files of the current snapshot: metadata → list of manifests → manifests.
 
     `local`: the file of a URL in the metadata. The newest has the highest number: v3.… in a catalog of folders,
-    00003-….… in others, which alone know what is current: there, read nothing that is being written.
+    00003-….… in others, which alone know what is current: there, read nothing that is being written. A catalog of
+    folders writes each first under a bare UUID and then renames it: that one is not a version.
     """
     local = local or _local
-    versions = sorted((root / "metadata").glob("*.metadata.json"), key=_metadata_number)
+    named = {
+        file: _METADATA_NAME.fullmatch(file.name) for file in (root / "metadata").glob("*.metadata.json")
+    }
+    versions = sorted((file for file, name in named.items() if name), key=_metadata_number)
     if not versions:
         return ()
     metadata = json.loads(versions[-1].read_text())
@@ -65,6 +69,9 @@ def iceberg_snapshot(root: Path, local: Callable[[str], Path] | None = None) -> 
             if entry["status"] != 2:  # 2: deleted in this snapshot
                 files.append(local(entry["data_file"]["file_path"]))
     return tuple(sorted(files))
+
+
+_METADATA_NAME = re.compile(r"(v\d+|\d{5}-[0-9a-f-]+)(\.gz)?\.metadata\.json")
 
 
 def _metadata_number(file: Path) -> int:

@@ -34,7 +34,7 @@ def weights_on_held_out(config: TrainingConfig, model: Path) -> pd.DataFrame:
         found = held_out_lists(tables, split(tables, config.seed)) if one.qrels else []
         lists += found
         first += _first_stage_scores(Path(str(one.input.candidates.path)), found)
-    scores = _scored(model, [one.texts for one in lists])
+    scores = scored(model, [one.texts for one in lists])
     rankings = {
         str(weight): ranking_of(lists, [_mixed(weight, *both) for both in zip(scores, first, strict=True)])
         for weight in WEIGHTS
@@ -66,7 +66,7 @@ def _first_stage_scores(candidates: Path, lists: Sequence[HeldOutList]) -> list[
     ]
 
 
-def _scored(model: Path, lists: Sequence[TrainingList]) -> list[Floats]:
+def scored(model: Path, lists: Sequence[TrainingList]) -> list[Floats]:
     scorer = load_scorer(str(model))
     queries = [one.query for one in lists for _ in one.passages]
     logits = scorer.logits(queries, [passage for one in lists for passage in one.passages])
