@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
@@ -81,7 +82,7 @@ def mean_of(folders: Sequence[Path], target: Path) -> Path:
     for file in (CONFIG_FILE, TOKENIZER_FILE):
         (target / file).write_bytes((folders[0] / file).read_bytes())
     mean = {
-        name: (sum(part[name].astype("float32") for part in parts) / len(parts)).astype("float16")
+        name: np.mean([part[name].astype(np.float32) for part in parts], axis=0).astype(np.float16)
         for name in parts[0]
     }
     save_file(mean, target / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -126,18 +127,18 @@ def _kind(name: str) -> str:
 
 
 def _places(one: HeldOutList) -> Floats:
-    return pd.RangeIndex(len(one.passage_ids)).to_numpy().astype("float32")
+    return np.arange(len(one.passage_ids), dtype=np.float32)
 
 
 def _lists(settings: TrainingSet, tables: TrainingTables, lists: list[HeldOutList]) -> list[HeldOutList]:
-    """With the teacher's cosines as the order of what has them all; and the mixed lists, where a set has the tables."""
+    """The lists as they are, and mixed where the set has a ranking in the asker's language."""
     return [*lists, *_mixed(settings, tables, lists)] if OWN in settings.rankings else lists
 
 
 def _mixed(settings: TrainingSet, tables: TrainingTables, lists: list[HeldOutList]) -> list[HeldOutList]:
     """The same queries over both languages: by e5's cosine, the first `_DEPTH` of what is in either list."""
     rows = pd.read_parquet(str(settings.rankings[OWN].path))
-    own = {query: part for query, part in rows.groupby(QUERY_ID)}
+    own = dict(list(rows.groupby(QUERY_ID)))
     text_of = dict(zip(tables.passages.ids, tables.passages.texts, strict=True))
     found = []
     for one in lists:
@@ -154,7 +155,7 @@ def _mixed(settings: TrainingSet, tables: TrainingTables, lists: list[HeldOutLis
                 key=f"{name} {query}",
                 texts=texts,
                 passage_ids=ids,
-                teacher=both[SCORE].to_numpy("float32"),
+                teacher=both[SCORE].to_numpy(np.float32),
             )
         )
     return found

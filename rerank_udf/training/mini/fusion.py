@@ -67,6 +67,7 @@ def _first_stage_scores(candidates: Path, lists: Sequence[HeldOutList]) -> list[
 
 
 def scored(model: Path, lists: Sequence[TrainingList]) -> list[Floats]:
+    """The logits of the model in this folder: float32, one a passage of each list."""
     scorer = load_scorer(str(model))
     queries = [one.query for one in lists for _ in one.passages]
     logits = scorer.logits(queries, [passage for one in lists for passage in one.passages])
