@@ -35,7 +35,7 @@ from rerank_udf.training.development import (
     ranking_of,
 )
 from rerank_udf.training.mini.collections import SAME_LANGUAGE
-from rerank_udf.training.mini.fusion import scored
+from rerank_udf.training.mini.fusion import by_weight, first_stage_scores, scored
 from rerank_udf.training.mini.recipe import recipe
 from rerank_udf.training.mini.tables import OWN
 from rerank_udf.training.settings import TrainingSet
@@ -44,7 +44,7 @@ from rerank_udf.training.tables import Floats, TrainingTables, read_tables
 
 MIXED = " (mixed)"
 KINDS = ("one language", "another language", "mixed")
-_DEPTH = 20
+_OF_EACH = 10
 
 
 @click.command()
@@ -64,13 +64,19 @@ def main(work: Path, queries: int, means: tuple[str, ...], out: Path | None, mod
         for one in means:
             name, _, parts = one.partition("=")
             named[name] = mean_of([Path(part) for part in parts.split(",") if part], work / name)
-        table = compare(named, work, queries)
+        table, weights = compare(named, work, queries)
     except RerankError as error:
         print(f"compare: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    Console(width=140).print(table.round(3).to_string(), highlight=False)
+    console = Console(width=140)
+    console.print(table.round(3).to_string(), highlight=False)
+    for name, mixtures in weights.items():
+        console.print(f"{name}: by its weight in a min-max mixture with the first stage", highlight=False)
+        console.print(mixtures.round(3).to_string(), highlight=False)
     if out is not None:
-        out.write_text(json.dumps(table.round(4).to_dict("index"), indent=1) + "\n", encoding="utf-8")
+        said = {"sets": table.round(4).to_dict("index")}
+        said["weights"] = {name: mixtures.round(4).to_dict("index") for name, mixtures in weights.items()}
+        out.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 
 def mean_of(folders: Sequence[Path], target: Path) -> Path:
@@ -89,16 +95,25 @@ def mean_of(folders: Sequence[Path], target: Path) -> Path:
     return target
 
 
-def compare(models: Mapping[str, Path], work: Path, queries: int) -> pd.DataFrame:
-    """nDCG@10: a row a set and a kind of sets, columns n, first, teacher and each model."""
+def compare(
+    models: Mapping[str, Path], work: Path, queries: int
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """nDCG@10, a row a set and a kind of sets, columns n, first, teacher, each model; and each model's `by_weight`."""
     config = recipe(Path(), work, work / "model")
     lists: list[HeldOutList] = []
+    first: list[Floats] = []
     for one in config.sets:
         if one.qrels:
             tables = read_tables(one)
-            lists += _lists(one, tables, held_out_lists(tables, split(tables, config.seed), queries))
+            found = held_out_lists(tables, split(tables, config.seed), queries)
+            lists += found
+            first += first_stage_scores(one, found)
+            if OWN in one.rankings:
+                mixed = _mixed(one, tables, found)
+                lists += mixed
+                first += [each.teacher for each in mixed]
     texts = [one.texts for one in lists]
-    systems = {FIRST: [-_places(one) for one in lists], TEACHER: [one.teacher for one in lists]}
+    systems = {FIRST: first, TEACHER: [one.teacher for one in lists]}
     systems |= {name: scored(folder, texts) for name, folder in models.items()}
     rankings = {name: ranking_of(lists, scores) for name, scores in systems.items()}
     measured = evaluate(
@@ -111,13 +126,15 @@ def compare(models: Mapping[str, Path], work: Path, queries: int) -> pd.DataFram
         ),
         name=FIRST,
     )
-    rows = measured.summary.query("documents == 'all' and group != '(all)'")
+    rows = measured.summary.query("documents == 'all' and group != 'all'")
     table = rows.pivot(index="group", columns="system", values="mean")[list(systems)]
     table.insert(0, "n", rows.drop_duplicates("group").set_index("group")["n"])
-    kinds = {kind: table[[_kind(name) == kind for name in table.index]] for kind in KINDS}
-    means = pd.DataFrame({kind: part.mean() for kind, part in kinds.items()}).T
-    means["n"] = [part["n"].sum() for part in kinds.values()]
-    return pd.concat([table, means]).astype({"n": int})
+    parts = {kind: table[[_kind(name) == kind for name in table.index]] for kind in KINDS}
+    means = pd.DataFrame({kind: part.mean() for kind, part in parts.items()}).T
+    means["n"] = [part["n"].sum() for part in parts.values()]
+    kinds = [_kind(one.texts.set_name) for one in lists]
+    weights = {name: by_weight(lists, systems[name], first, kinds) for name in models}
+    return pd.concat([table, means]).astype({"n": int}), weights
 
 
 def _kind(name: str) -> str:
@@ -126,37 +143,28 @@ def _kind(name: str) -> str:
     return KINDS[0] if name in SAME_LANGUAGE or name == "help-titles" else KINDS[1]
 
 
-def _places(one: HeldOutList) -> Floats:
-    return np.arange(len(one.passage_ids), dtype=np.float32)
-
-
-def _lists(settings: TrainingSet, tables: TrainingTables, lists: list[HeldOutList]) -> list[HeldOutList]:
-    """The lists as they are, and mixed where the set has a ranking in the asker's language."""
-    return [*lists, *_mixed(settings, tables, lists)] if OWN in settings.rankings else lists
-
-
 def _mixed(settings: TrainingSet, tables: TrainingTables, lists: list[HeldOutList]) -> list[HeldOutList]:
-    """The same queries over both languages: by e5's cosine, the first `_DEPTH` of what is in either list."""
+    """The same queries over both languages: the first `_OF_EACH` of either list, in the order of e5's cosines."""
+    assert settings.teacher is not None
     rows = pd.read_parquet(str(settings.rankings[OWN].path))
     own = dict(list(rows.groupby(QUERY_ID)))
     text_of = dict(zip(tables.passages.ids, tables.passages.texts, strict=True))
+    name = settings.name + MIXED
     found = []
     for one in lists:
         query = one.key.split(" ", 1)[1]
-        other = pd.DataFrame({PASSAGE_ID: one.passage_ids, SCORE: one.teacher / settings.teacher.scale})  # type: ignore[union-attr]
-        both = pd.concat([other, own[query][[PASSAGE_ID, SCORE]]]) if query in own else other
-        both = both.sort_values(SCORE, ascending=False, kind="stable").head(_DEPTH)
+        parts = [
+            pd.DataFrame({PASSAGE_ID: one.passage_ids, SCORE: one.teacher / settings.teacher.scale}),
+            own.get(query, rows.head(0))[[PASSAGE_ID, SCORE]],
+        ]
+        both = pd.concat([part.head(_OF_EACH) for part in parts]).sort_values(
+            SCORE, ascending=False, kind="stable"
+        )
         ids = both[PASSAGE_ID].tolist()
-        name = settings.name + MIXED
         texts = dataclasses.replace(one.texts, set_name=name, passages=[text_of[passage] for passage in ids])
+        cosines = both[SCORE].to_numpy(np.float32)
         found.append(
-            dataclasses.replace(
-                one,
-                key=f"{name} {query}",
-                texts=texts,
-                passage_ids=ids,
-                teacher=both[SCORE].to_numpy(np.float32),
-            )
+            dataclasses.replace(one, key=f"{name} {query}", texts=texts, passage_ids=ids, teacher=cosines)
         )
     return found
 

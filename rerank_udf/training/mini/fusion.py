@@ -14,7 +14,7 @@ from rerank_udf.tables import PASSAGE_ID, QUERY_ID, SCORE
 from rerank_udf.training.development import HeldOutList, held_out_lists, qrels_of, ranking_of
 from rerank_udf.training.lists import TrainingList
 from rerank_udf.training.mini.collections import SAME_LANGUAGE
-from rerank_udf.training.settings import TrainingConfig
+from rerank_udf.training.settings import TrainingConfig, TrainingSet
 from rerank_udf.training.split import split
 from rerank_udf.training.tables import Floats, read_tables
 
@@ -23,41 +23,44 @@ SAME, OTHER = "same language", "other language"
 
 
 def weights_on_held_out(config: TrainingConfig, model: Path) -> pd.DataFrame:
-    """nDCG@10 of each weight of the model: index weight, a column for each kind of set.
-
-    First stages as in the sets: BM25's scores within a language, e5's cosines across.
-    """
+    """nDCG@10 of each weight of the model: index weight, a column for each kind of set."""
     lists: list[HeldOutList] = []
     first: list[Floats] = []
     for one in config.sets:
         tables = read_tables(one)
         found = held_out_lists(tables, split(tables, config.seed)) if one.qrels else []
         lists += found
-        first += _first_stage_scores(Path(str(one.input.candidates.path)), found)
-    scores = scored(model, [one.texts for one in lists])
+        first += first_stage_scores(one, found)
+    kinds = [SAME if one.texts.set_name in SAME_LANGUAGE else OTHER for one in lists]
+    return by_weight(lists, scored(model, [one.texts for one in lists]), first, kinds)
+
+
+def by_weight(
+    lists: Sequence[HeldOutList], scores: Sequence[Floats], first: Sequence[Floats], kinds: Sequence[str]
+) -> pd.DataFrame:
+    """nDCG@10 of each weight of `scores` in a min-max mixture with `first`: index weight, a column a kind."""
     rankings = {
         str(weight): ranking_of(lists, [_mixed(weight, *both) for both in zip(scores, first, strict=True)])
         for weight in WEIGHTS
     }
-    kinds = pd.DataFrame(
-        {
-            QUERY_ID: [one.key for one in lists],
-            "kind": [SAME if one.texts.set_name in SAME_LANGUAGE else OTHER for one in lists],
-        }
-    )
     last = rankings.pop(str(WEIGHTS[-1]))
     measured = evaluate(
-        last, qrels_of(lists), measures=["nDCG@10"], baseline=rankings, group_by=kinds, name=str(WEIGHTS[-1])
+        last,
+        qrels_of(lists),
+        measures=["nDCG@10"],
+        baseline=rankings,
+        group_by=pd.DataFrame({QUERY_ID: [one.key for one in lists], "kind": kinds}),
+        name=str(WEIGHTS[-1]),
     )
     rows = measured.summary.query("documents == 'all' and group != 'all'")
     table = rows.pivot(index="system", columns="group", values="mean")
-    by_weight: pd.DataFrame = table.reindex([str(weight) for weight in WEIGHTS])
-    return by_weight
+    ordered: pd.DataFrame = table.reindex([str(weight) for weight in WEIGHTS])
+    return ordered
 
 
-def _first_stage_scores(candidates: Path, lists: Sequence[HeldOutList]) -> list[Floats]:
-    """float32, one a passage of each list."""
-    rows = pd.read_parquet(candidates, columns=[QUERY_ID, PASSAGE_ID, SCORE])
+def first_stage_scores(settings: TrainingSet, lists: Sequence[HeldOutList]) -> list[Floats]:
+    """BM25's scores within a language, e5's cosines across: float32, one a passage of each list."""
+    rows = pd.read_parquet(str(settings.input.candidates.path), columns=[QUERY_ID, PASSAGE_ID, SCORE])
     wanted = {one.key.split(" ", 1)[1] for one in lists}
     scores = rows[rows[QUERY_ID].isin(wanted)].set_index([QUERY_ID, PASSAGE_ID])[SCORE]
     return [
