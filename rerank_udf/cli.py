@@ -9,7 +9,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from rerank_udf import __version__
 from rerank_udf.config import JobConfig, Model, load_config, load_settings, parse_section
-from rerank_udf.errors import ConfigError, RerankError
+from rerank_udf.errors import ConfigError, NotEvaluatedError, RerankError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -80,7 +81,20 @@ def rerank(config_path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
         from rerank_udf.spark.judged import write_evaluation
 
         as_read = at_versions(config, report.input_versions)
-        write_evaluation(spark, as_read, report, _print_evaluation(spark, as_read, None), console)
+        with _published_all_the_same(config):
+            write_evaluation(spark, as_read, report, _print_evaluation(spark, as_read, None), console)
+
+
+@contextmanager
+def _published_all_the_same(config: JobConfig) -> Iterator[None]:
+    """Errors of the evaluation say that the table is there, and end with 1: 2 means that nothing was scored."""
+    try:
+        yield
+    except RerankError as error:
+        raise NotEvaluatedError(
+            f"{config.output.reranked} is published, but could not be evaluated: {error} Then run rerank-udf evaluate "
+            "with the same settings; nothing need be scored again"
+        ) from error
 
 
 @cli.command()
@@ -271,13 +285,16 @@ def _print_changes(changes: Sequence[Change], dry_run: bool) -> None:
 
 def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     if not rows:
         _console().print(empty)
         return
-    table = Table(*columns, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     _console().print(table, highlight=False)
 
 
@@ -469,7 +486,7 @@ def _place_error(error: Exception) -> str | None:
     found = place_failure(error)
     if found is None:
         return None
-    return f"{found}; nothing was published, and finished scores are kept: mend it and run the same command again"
+    return f"{found}; mend it and run the same command again (scores that are in the store are not computed again)"
 
 
 def _any_error(error: Exception) -> str:

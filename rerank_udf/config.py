@@ -219,7 +219,7 @@ class Target(Settings):
 class RejectsTarget(Settings):
     """Where rejected rows go: a folder of Parquet files, written anew by each run."""
 
-    path: str = "out/rejects"
+    path: str = Field(default="out/rejects", min_length=1)
 
 
 class Output(Settings):
@@ -245,7 +245,7 @@ class Run(Settings):
     """How the run itself behaves."""
 
     max_reject_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
-    report: str = "out/report"
+    report: str = Field(default="out/report", min_length=1)
 
 
 class JobConfig(Settings):

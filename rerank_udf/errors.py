@@ -49,6 +49,10 @@ class TooManyRejectsError(RerankError):
     exit_code = 3
 
 
+class NotEvaluatedError(RerankError):
+    """The table is published, but could not be measured afterwards."""
+
+
 class StoreError(RerankError):
     """The score store cannot be used: something else is at its place, or it cannot be read or written."""
 

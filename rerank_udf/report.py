@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from rerank_udf.machine import processor_name
 
@@ -95,8 +96,10 @@ class RunReport:
     def table(self) -> Table:
         """The run's end on a terminal: pairs, cuts, rejects, time, speed, where the output is."""
         table = Table(show_header=False, box=None, pad_edge=False)
+        table.add_column()
+        table.add_column(overflow="fold")
         for name, value in self._lines():
-            table.add_row(name, value)
+            table.add_row(name, Text(value))
         return table
 
     def _lines(self) -> Iterator[tuple[str, str]]:

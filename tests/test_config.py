@@ -126,6 +126,8 @@ def test_an_unknown_setting_is_an_error_that_lists_the_known_ones(path, value, s
         ("output.reranked", {"path": "a", "mode": "append"}, "mode append needs a table"),
         ("output.reranked", {"path": "a", "run_date": "2026-02-30"}, "output.reranked.run_date"),
         ("evaluation.measures", [], "evaluation.measures"),
+        ("run.report", "", "run.report"),
+        ("output.rejects.path", "", "output.rejects.path"),
     ],
 )
 def test_a_value_that_does_not_fit_is_a_sentence(path, value, sentence):

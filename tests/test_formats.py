@@ -273,6 +273,17 @@ def test_a_jobs_output_folder_is_the_version_that_it_points_to(tmp_path):
     assert (tmp_path / "latest").read_text().split()[2] == "new"
 
 
+@pytest.mark.parametrize("sign", ["_delta_log/0.json", "metadata/v1.metadata.json"])
+def test_a_lake_tables_folder_is_refused_since_its_files_hold_deleted_rows(tmp_path, sign):
+    table = tmp_path / "reranked"
+    (table / sign).parent.mkdir(parents=True)
+    (table / sign).write_text("{}")
+    pq.write_table(pa.table({"query_id": ["q"], "passage_id": ["p"], "rank": [1]}), table / "a.parquet")
+    with pytest.raises(InputError, match="reranked is a Delta or Iceberg table, whose files hold deleted"):
+        convert("parquet", table, "trec-run", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_reranked_table_of_spark_part_files_with_integer_ids_becomes_a_run(tmp_path):
     part = tmp_path / "reranked"
     part.mkdir()
@@ -543,6 +554,11 @@ def test_beir_qrels_cannot_hold_a_tab_and_then_no_file_appears(tmp_path):
             "passages: an id stands there twice",
         ),
         ({}, {"scores": True}, "no score for query_id 'q', passage_id 'a'"),
+        (
+            {"qrels": {"query_id": ["q", "01"], "passage_id": ["a", "a"], "relevance": [1, 1]}},
+            {},
+            "qrels name query_id '01', which queries does not have; add its text",
+        ),
     ],
 )
 def test_flagembedding_needs_every_text_and_asked_for_scores(tmp_path, change, options, sentence):
@@ -554,6 +570,7 @@ def test_flagembedding_needs_every_text_and_asked_for_scores(tmp_path, change, o
     }
     with pytest.raises(InputError, match=sentence):
         convert("parquet", put(tmp_path, **tables | change), "flagembedding", tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 # Targets, names, options
@@ -578,6 +595,18 @@ def test_a_target_is_replaced_on_request_only_and_other_tables_stay(tmp_path):
         convert("msmarco-queries", tmp_path / "q.tsv", "parquet", tmp_path / "q.tsv")
     with pytest.raises(InputError, match="is a folder; a file"):
         convert("parquet", target, "msmarco-queries", target, overwrite=True)
+    for below in ("q.tsv/run", "q.tsv/a/b/run"):
+        with pytest.raises(InputError, match=r"q.tsv.* is a file, or lies below one; a folder is written"):
+            convert("parquet", target, "msmarco-queries", tmp_path / below)
+        with pytest.raises(InputError, match=r"q.tsv.* is a file, or lies below one; a folder is written"):
+            convert("msmarco-queries", tmp_path / "q.tsv", "parquet", tmp_path / below)
+
+
+def test_what_one_format_lacks_for_another_is_said_of_the_users_file(tmp_path):
+    (tmp_path / "run.txt").write_text("q Q0 p 1 0.5 bm25\n")
+    sentence = r"^\S+/run.txt, read as trec-run, has no queries.parquet, which this format needs; there is candidates"
+    with pytest.raises(InputError, match=sentence):
+        convert("trec-run", tmp_path / "run.txt", "flagembedding", tmp_path / "out")
 
 
 def missing(tmp_path: Path) -> None:

@@ -132,6 +132,17 @@ def test_the_table_tells_pairs_rejects_time_and_place():
         assert part in text
 
 
+def test_a_narrow_terminal_shows_every_character_of_a_path():
+    place = "s3a://bucket/team [eu]/" + "reranked/" * 12 + "[/end]"
+    report = a_report()
+    report.output = {"version": place}
+    console = Console(width=60)
+    with console.capture() as capture:
+        console.print(report.table())
+    shown = "".join(line.strip() for line in capture.get().split("version", 1)[1].splitlines())
+    assert shown.replace(" ", "") == place.replace(" ", "")
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(3.2, "0:03"), (59.6, "1:00"), (75, "1:15"), (3700, "1:01:40"), (0, "0:00")]
 )

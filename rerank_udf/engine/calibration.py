@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import logging
 import os
 import tempfile
@@ -22,8 +23,9 @@ from rerank_udf.models.cache import cache_root
 from rerank_udf.tokens import PairLimits, PairTokenizer
 
 _PAIRS = 300
-# 13 languages; read as files, since the demo is no part of the engine
-_TEXTS = Path(__file__).parents[1] / "demo"
+_TEXTS = (
+    "demo"  # 13 languages; read as files, which may lie in a zip, since the demo is no part of the engine
+)
 _log = logging.getLogger(__name__)
 
 
@@ -78,8 +80,10 @@ def _rectangles(tokenizer: PairTokenizer, weights: ModelWeights) -> list[tuple[n
 
 def demo_pairs(count: int = _PAIRS) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     """Queries and passages of `count` of the demo's candidates, evenly through all languages."""
+    folder = importlib.resources.files("rerank_udf") / _TEXTS
     tables = {
-        name: pq.read_table(_TEXTS / f"{name}.parquet") for name in ("queries", "passages", "candidates")
+        name: pq.read_table(pa.BufferReader((folder / f"{name}.parquet").read_bytes()))
+        for name in ("queries", "passages", "candidates")
     }
     candidates = tables["candidates"]
     rows = np.linspace(0, len(candidates) - 1, count).astype(np.int64)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rerank_udf.errors import ConfigError
+from rerank_udf.errors import ConfigError, InputError
 from rerank_udf.formats import beir, flagembedding, msmarco, trec
 
 PARQUET = "parquet"
@@ -88,7 +88,11 @@ def convert(
     if reading and writing:
         with tempfile.TemporaryDirectory(prefix="rerank-udf-convert-") as between:
             reading.read(Path(source), Path(between), **to_read)
-            return writing.write(Path(between), Path(target), overwrite=overwrite, **to_write)
+            try:
+                return writing.write(Path(between), Path(target), overwrite=overwrite, **to_write)
+            except InputError as problem:
+                said = str(problem).replace(between, f"{source}, read as {source_format},")
+                raise InputError(said) from problem
     if reading:
         return reading.read(Path(source), Path(target), overwrite=overwrite, **to_read)
     if writing:

@@ -129,8 +129,13 @@ def write_flagembedding(
                 judged.setdefault(query_id, []).append(passage_id)
         for query_id, query in read_rows(paths[QUERIES], [QUERY_ID, QUERY]):
             if query_id in judged:
-                stream.write(json_line(_record(spool, query_id, query, judged[query_id], scores)))
+                stream.write(json_line(_record(spool, query_id, query, judged.pop(query_id), scores)))
                 rows += 1
+        for query_id in judged:
+            raise InputError(
+                f"qrels name query_id {query_id!r}, which queries does not have; add its text, or drop its rows"
+                + (f" ({len(judged):,} such queries)." if len(judged) > 1 else ".")
+            )
     return {target.name: rows}
 
 

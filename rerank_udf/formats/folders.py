@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from rerank_udf.errors import InputError
-from rerank_udf.formats.lines import check_free, shown, unfinished_path
+from rerank_udf.formats.lines import check_free, make_folder, shown, unfinished_path
 from rerank_udf.tables import PASSAGE, PASSAGE_ID, QUERY, QUERY_ID, RANK, RELEVANCE, SCORE
 
 QUERIES = "queries"
@@ -93,7 +93,7 @@ class FolderWriter:
             raise InputError(
                 f"{self.folder} is a file; a folder for the tables is expected. Give another target."
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         return self
 
     def table(self, name: str, *columns: str) -> TableWriter:
@@ -143,8 +143,19 @@ def _check_keys(path: Path, name: str) -> None:
 def find_table(source: Path, name: str, *, alone: bool = False) -> Path:
     """The Parquet file or folder of a table; `alone`: `source` may be that table itself.
 
-    Raises InputError where it is not there, with what is.
+    Raises InputError where it is not there, with what is, and for a Delta or Iceberg table, whose folder also holds
+    rows that are deleted.
     """
+    path = _found_table(source, name, alone)
+    if (path / "_delta_log").is_dir() or any((path / "metadata").glob("*.metadata.json")):
+        raise InputError(
+            f"{path} is a Delta or Iceberg table, whose files hold deleted rows too; let Spark write its rows as plain "
+            "Parquet, and convert that."
+        )
+    return path
+
+
+def _found_table(source: Path, name: str, alone: bool) -> Path:
     places = {t: [p for p in (source / f"{t}.parquet", source / t) if p.exists()] for t in KEYS}
     if places[name]:
         return places[name][0]

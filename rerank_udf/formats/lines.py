@@ -153,7 +153,7 @@ def _open_binary(path: Path) -> Iterator[BinaryIO]:
 def text_writer(path: Path, *, overwrite: bool) -> Iterator[TextIO]:
     """A UTF-8 file with LF line ends, gzip where the name ends in .gz; it appears whole or not at all."""
     check_free(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     unfinished = unfinished_path(path)
     try:
         with unfinished.open("wb") as raw:
@@ -167,6 +167,14 @@ def text_writer(path: Path, *, overwrite: bool) -> Iterator[TextIO]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Raises InputError where a file is in the way."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{path} is a file, or lies below one; a folder is written here.") from None
 
 
 def _as_text(stream: Any) -> TextIO:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -83,13 +84,17 @@ def complete_folder(target: Path, build: Callable[[Path], dict[str, str]]) -> Pa
     """`target`, built by `build` where it is not complete yet; once per node, however many processes ask.
 
     `build(folder)` fills the folder beside it (what an earlier, dead attempt left is still there) and returns
-    the digests for the marker.
+    the digests for the marker: of files, by name. A folder that has lost one of them, to whatever tidies up /tmp,
+    is built again.
     """
-    if not (target / MARKER).is_file():
+    if marked_digests(target) is None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
-            if not (target / MARKER).is_file():
+            if marked_digests(target) is None:
                 partial = target.with_name(f"{target.name}.partial")
+                if target.exists() and not partial.exists():
+                    target.rename(partial)
+                shutil.rmtree(target, ignore_errors=True)
                 partial.mkdir(exist_ok=True)
                 digests = build(partial)
                 (partial / MARKER).write_text(json.dumps({"digests": digests}, indent=1))
@@ -98,12 +103,12 @@ def complete_folder(target: Path, build: Callable[[Path], dict[str, str]]) -> Pa
 
 
 def marked_digests(target: Path) -> dict[str, str] | None:
-    """The digests of a complete folder, or None where it is not (yet) complete."""
+    """The digests of a complete folder, or None where it is not (yet, or no longer) complete."""
     marker = target / MARKER
     if not marker.is_file():
         return None
     digests: dict[str, str] = json.loads(marker.read_text())["digests"]
-    return digests
+    return digests if all((target / name).is_file() for name in digests) else None
 
 
 def write_atomically(path: Path, text: str) -> None:

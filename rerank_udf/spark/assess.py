@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from rerank_udf import tables
 from rerank_udf.config import JobConfig, Source
 from rerank_udf.errors import ConfigError, InputError
+from rerank_udf.evaluation import contract
 from rerank_udf.lake import files, targets, versions
 from rerank_udf.lake.delta import LOG
 from rerank_udf.lake.sources import read_source
@@ -64,8 +65,17 @@ def assess(
 
 
 def check(spark: SparkSession, config: JobConfig) -> None:
-    """Raise ConfigError or InputError where `assess` could not do its work after a run; at most one small job."""
-    _checked(spark, config)
+    """Raise ConfigError or InputError where `assess` could not do its work after a run; one pass over the qrels."""
+    qrels, _ = _checked(spark, config)
+    ids = [F.col(name).cast("string").alias(name) for name in _IDS]
+    pairs = qrels.groupBy(*ids).agg(F.count("*").alias("rows"), F.min(tables.RELEVANCE).alias("least"))
+    most = pairs.orderBy(F.desc("rows")).limit(1).collect()
+    if not most:
+        raise InputError(f"evaluation.qrels: {contract.NO_QRELS}")
+    if most[0]["rows"] > 1:
+        row = most[0]
+        found = (str(row[tables.QUERY_ID]), str(row[tables.PASSAGE_ID])), f"relevance {row['least']}"
+        raise InputError(contract.about_row("evaluation.qrels", *found, contract.MORE_THAN_ONCE, 1))
 
 
 def _checked(spark: SparkSession, config: JobConfig) -> tuple[DataFrame, dict[str, DataFrame]]:

@@ -120,7 +120,7 @@ def changed_queries(
     return [
         {
             "query_id": query_id,
-            "query": next((texts.get(row["query_key"], "") for row in [*orders[query_id][1]]), ""),
+            "query": next((texts.get(row["query_key"], "") for rows in orders[query_id] for row in rows), ""),
             "before": before,
             "after": after,
             "first_stage": [_shown(row, texts) for row in orders[query_id][0]],

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import numpy.typing as npt
 import pytest
 from model_folders import bert_config, make_batch, write_model, xlmr_config
 
+import rerank_udf
 from rerank_udf.engine import load_scorer, resolve_scorer
 from rerank_udf.engine.backend import Backend, PackedBatch
 from rerank_udf.engine.calibration import demo_pairs, file_name
@@ -161,3 +165,23 @@ def test_torch_can_be_asked_for_and_scores_the_same(monkeypatch: pytest.MonkeyPa
     assert [s.describe()["backend"] for s in (torch_scorer, openvino_scorer)] == ["torch-packed", "openvino"]
     pairs = ["what is it", "why", "what is it"], ["an answer", "", "a much longer answer " * 9]
     np.testing.assert_allclose(openvino_scorer.logits(*pairs), torch_scorer.logits(*pairs), atol=1e-5)
+
+
+def test_the_texts_of_the_calibration_are_found_in_a_zip_of_the_package_too(tmp_path):
+    """As `--py-files` ships it."""
+    package = Path(rerank_udf.__file__).parent
+    shutil.make_archive(str(tmp_path / "shipped"), "zip", package.parent, package.name)
+    program = (
+        "import rerank_udf; from rerank_udf.engine.calibration import demo_pairs; "
+        "print(rerank_udf.__file__); print(len(demo_pairs(3)[0]))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "shipped.zip")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "shipped.zip" in found.stdout
+    assert found.stdout.split()[-1] == "3"

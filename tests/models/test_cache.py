@@ -61,6 +61,24 @@ def test_a_folder_that_failed_half_way_is_not_complete_and_is_built_again(tmp_pa
     assert marked_digests(target) == {"half": "digest"}
 
 
+@pytest.mark.parametrize("lost", [cache.MARKER, "weights"])
+def test_a_folder_that_lost_a_file_is_built_again(tmp_path: Path, lost: str) -> None:
+    target = tmp_path / "one"
+
+    def build(folder: Path) -> dict[str, str]:
+        for name in ("weights", "tokenizer"):
+            (folder / name).write_text("whole")
+        return {"weights": "a", "tokenizer": "b"}
+
+    complete_folder(target, build)
+    (target / lost).unlink()
+    assert marked_digests(target) is None
+    complete_folder(target, build)
+    assert sorted(file.name for file in target.iterdir()) == sorted([cache.MARKER, "tokenizer", "weights"])
+    assert marked_digests(target) == {"weights": "a", "tokenizer": "b"}
+    complete_folder(target, lambda folder: pytest.fail("built once more"))
+
+
 def _build_slowly(target: str) -> None:
     def build(folder: Path) -> dict[str, str]:
         with (folder / "builders").open("a") as file:

@@ -257,6 +257,8 @@ def test_evaluate_puts_other_rankings_beside_by_any_column_of_queries_candidates
         ("evaluation.qrels.path=/nowhere/at/all", "evaluation.qrels (/nowhere/at/all): there is nothing at"),
         ("evaluation.qrels.path=INPUTS/queries", "evaluation.qrels has no column 'passage_id'"),
         ("evaluation.qrels.path=INPUTS/halves", "relevance is 2.5 for query_id q1, expected a whole number"),
+        ("evaluation.qrels.path=INPUTS/twice", "evaluation.qrels: query_id 'q1', passage_id"),
+        ("evaluation.qrels.where=1 = 0", "evaluation.qrels: qrels has no rows"),
         (
             "output.reranked={table: t, mode: append}",
             "evaluation.qrels is set, and with output.reranked.mode append",
@@ -271,6 +273,9 @@ def test_a_job_that_could_not_be_evaluated_in_the_end_is_told_before_it_scores(
             "query_id", "passage_id", "2.5D relevance"
         )
         halves.where("query_id = 'q1'").write.parquet(str(inputs / "halves"))
+    if "twice" in setting and not (inputs / "twice").exists():
+        once = spark.read.parquet(str(inputs / "qrels"))
+        once.union(once.where("query_id = 'q1'").limit(1)).write.parquet(str(inputs / "twice"))
     given = ["--config", job, "--set", f"evaluation.qrels.path={inputs / 'qrels'}"]
     given += ["--set", f"store.path={tmp_path / 'store'}", "--set", setting.replace("INPUTS", str(inputs))]
     for verb in (["rerank"], ["rerank", "--dry-run"]):
@@ -280,6 +285,21 @@ def test_a_job_that_could_not_be_evaluated_in_the_end_is_told_before_it_scores(
         assert sentence in err.replace("\n", " ")
     assert not (tmp_path / "store").exists()
     assert not (tmp_path / "report").exists()
+
+
+def test_what_is_published_and_cannot_be_measured_is_said_to_be_published(run, spark, job, inputs, tmp_path):
+    """Code 2 would say that nothing was scored."""
+    strangers = spark.read.parquet(str(inputs / "qrels")).selectExpr(
+        "concat('x', query_id) query_id", "passage_id", "relevance"
+    )
+    strangers.write.parquet(str(tmp_path / "strangers"))
+    code, _, err = run("rerank", "--config", job, "--set", f"evaluation.qrels.path={tmp_path / 'strangers'}")
+    assert code == 1
+    said = err.replace("\n", " ")
+    assert (
+        f"{tmp_path / 'reranked'} is published, but could not be evaluated: The qrels name no query" in said
+    )
+    assert read_reranked(spark, str(tmp_path / "reranked")).count() > 0
 
 
 def test_lists_are_compared_as_long_as_they_are_published(run, job, inputs, tmp_path):
