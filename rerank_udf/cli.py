@@ -409,7 +409,12 @@ def _print_estimate(spark: SparkSession, config: JobConfig) -> None:
         console.print(f"depth    {found.beyond_depth:,} rows beyond it", highlight=False)
     cut = f"{found.truncated_share:.1%} of pairs cut at {config.model.max_length}"
     sampled = f"from {found.sampled_pairs:,} sampled pairs"
-    console.print(f"tokens   about {found.tokens:,} ({sampled}; {cut})", highlight=False)
+    told = (
+        f"about {found.tokens:,} ({sampled}; {cut})"
+        if found.tokens is not None
+        else "unknown: no tokenizer here"
+    )
+    console.print(f"tokens   {told}", highlight=False)
     if found.seconds:
         speed = f"{found.last_tokens_per_second:,.0f} tokens/s of the last run"
         console.print(f"time     about {clock(found.seconds)} at the {speed}", highlight=False)

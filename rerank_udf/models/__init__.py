@@ -101,6 +101,22 @@ def local_folder(files: ModelFiles) -> Path:
     return folder
 
 
+def tokenizer_folder(files: ModelFiles) -> Path:
+    """A folder on this machine with the model's tokenizer, and maybe nothing else.
+
+    Of a hub model no weights are fetched. Raises ModelError as `local_folder` does.
+    """
+    if files.source != "hub":
+        return local_folder(files)
+    assert files.revision is not None
+    kept = hub.kept_folder(files.location, files.revision)
+    if kept is not None:
+        return kept
+    found = hub.look_up(files.location, files.revision)
+    shipped = SENTENCEPIECE_FILE if SENTENCEPIECE_FILE in files.digests else TOKENIZER_FILE
+    return found.fetch(shipped).parent
+
+
 def _resolve_folder(name: str, folder: Path) -> ModelFiles:
     available = [path.name for path in folder.iterdir() if path.is_file()]
     if CONFIG_FILE in available:

@@ -26,6 +26,8 @@ _CHUNK_BYTES = 4 << 20
 def cache_root() -> Path:
     """The cache folder: $RERANK_UDF_CACHE, else ~/.cache/rerank_udf, else (no writable home) one under /tmp.
 
+    In a $RERANK_UDF_CACHE of another owner (a cluster's, for all who submit to it) each user has a folder.
+
     Executors often run as a user without a home, so only a folder that was asked for is an error when it cannot
     be written: ModelError.
     """
@@ -36,15 +38,19 @@ def cache_root() -> Path:
             raise ModelError(
                 f"{CACHE_VARIABLE} is {wanted}, which cannot be written; set it to a local folder"
             )
-        return root
+        return root if root.stat().st_uid == os.getuid() else _made(root / f"uid-{os.getuid()}")
     try:
         root = Path.home() / ".cache" / "rerank_udf"
     except RuntimeError:  # no home at all
         root = Path()
     if root == Path() or not _writable(root):
-        root = Path(tempfile.gettempdir()) / f"rerank_udf-{os.getuid()}"
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root = _made(Path(tempfile.gettempdir()) / f"rerank_udf-{os.getuid()}")
     return root
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
 
 
 def _writable(folder: Path) -> bool:

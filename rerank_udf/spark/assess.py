@@ -16,7 +16,7 @@ from rerank_udf.evaluation import contract
 from rerank_udf.lake import files, targets, versions
 from rerank_udf.lake.delta import LOG
 from rerank_udf.lake.sources import read_source
-from rerank_udf.spark.candidates import Prepared
+from rerank_udf.spark.candidates import Prepared, first_stage_order
 from rerank_udf.spark.named import INTEGER_TYPES
 from rerank_udf.spark.pipeline import read_and_prepare
 
@@ -155,7 +155,7 @@ def _first_stage(prepared: Prepared) -> DataFrame | None:
         return None
     # Ranks may be missing or have ties in the user's table; the evaluation wants 1..n, in the pipeline's own order.
     sound = prepared.rows.where(F.col(tables.REASON).isNull())
-    return _numbered(sound, [F.col(tables.FIRST_STAGE_RANK).asc_nulls_last(), F.col(tables.PASSAGE_ID)])
+    return _numbered(sound, first_stage_order())
 
 
 def _numbered(rows: DataFrame, order: Iterable[Column]) -> DataFrame:

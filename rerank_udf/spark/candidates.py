@@ -356,6 +356,16 @@ def _with_duplicates(rows: DataFrame) -> DataFrame:
     )
 
 
+def first_stage_order() -> list[Column]:
+    """By rank, then, of rows that have none, by falling score, then by passage_id."""
+    rank, score = F.col(tables.FIRST_STAGE_RANK), F.col(tables.FIRST_STAGE_SCORE)
+    return [
+        rank.asc_nulls_last(),
+        F.when(rank.isNull(), score).desc_nulls_last(),
+        F.col(tables.PASSAGE_ID).asc(),
+    ]
+
+
 def _with_first_stage_order(rows: DataFrame, depth: int | None, has_rank: bool, has_score: bool) -> DataFrame:
     """Fill `first_stage_rank` from the score where there is no rank, and mark the rows beyond `depth`."""
     sound = F.col(tables.REASON).isNull()
@@ -368,11 +378,6 @@ def _with_first_stage_order(rows: DataFrame, depth: int | None, has_rank: bool, 
         )
     beyond = F.lit(False)
     if depth is not None:
-        rank, score = F.col(tables.FIRST_STAGE_RANK), F.col(tables.FIRST_STAGE_SCORE)
-        by_rank = Window.partitionBy("_query_id", sound).orderBy(
-            rank.asc_nulls_last(),
-            F.when(rank.isNull(), score).desc_nulls_last(),
-            F.col(tables.PASSAGE_ID),
-        )
+        by_rank = Window.partitionBy("_query_id", sound).orderBy(*first_stage_order())
         beyond = sound & (F.row_number().over(by_rank) > depth)
     return rows.withColumn("beyond_depth", beyond).drop("_query_id", "_passage_id")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import pyarrow as pa
 from pyspark import TaskContext
 
 from rerank_udf import tables
+from rerank_udf.identity import text_key
 from rerank_udf.spark.notes import Notes
 from rerank_udf.tables import Reason
 
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
 WINDOW_PAIRS = 256
 _ALONE_FROM = 2
 _GIVEN_UP_FROM = 3
+_OF_ONE_TEXT = 3  # pairs that killed, alone in hand, before every pair with a text of theirs is given up
 _DETAIL = (
-    "the process that scored this pair died each time, last with this pair alone in hand; look at its text"
+    "the process that scored this pair died each time, last with this pair alone in hand, or with three others that "
+    "have its query or its passage; look at its text"
 )
 
 
@@ -47,23 +51,41 @@ def scored_cautiously(
 ) -> Iterator[tuple[pa.ChunkedArray, ScoredPairs]]:
     """(pair keys, what became of them) for windows of a few pairs, noting what is in hand."""
     notes, number = Notes(attempts.notes), attempts.number()
-    left = notes.left()
-    suspects = {key for keys in left for key in keys} if number >= _ALONE_FROM else set()
-    given_up = {keys[0] for keys in left if len(keys) == 1} if number >= _GIVEN_UP_FROM else set()
+    suspects = {key for keys in notes.left() for key in keys} if number >= _ALONE_FROM else set()
+    killers = notes.alone() if number >= _GIVEN_UP_FROM else {}
+    times = Counter(text for texts in killers.values() for text in texts)
+    deadly = {text for text, count in times.items() if count >= _OF_ONE_TEXT}
     for window in windows:
-        for part in _parts(window, suspects):
-            keys = part.column(tables.PAIR_KEY)
-            held = [bytes(key) for key in keys.to_pylist()]
-            if set(held) <= given_up:
-                yield keys, _given_up(len(held))
-                continue
-            with notes.noted(held):
+        lost = np.array(
+            [key in killers or not deadly.isdisjoint(texts) for key, texts in _keys(window, deadly)],
+            dtype=np.bool_,
+        )
+        if lost.any():
+            yield window.filter(pa.array(lost)).column(tables.PAIR_KEY), _given_up(int(lost.sum()))
+        for part in _parts(window.filter(pa.array(~lost)), suspects):
+            held = _keys(part, part.num_rows == 1)
+            texts = held[0][1] if len(held) == 1 else ()
+            with notes.noted([key for key, _ in held], texts):
                 scored = scorer.score_pairs(part.column(tables.QUERY), part.column(tables.PASSAGE))
-            yield keys, scored
+            yield part.column(tables.PAIR_KEY), scored
+
+
+def _keys(window: pa.Table, texts_too: object) -> list[tuple[bytes, tuple[bytes, ...]]]:
+    """Each pair's key, and those of its texts where they are wanted."""
+    keys = [bytes(key) for key in window.column(tables.PAIR_KEY).to_pylist()]
+    if not texts_too:
+        return [(key, ()) for key in keys]
+    both = (window.column(name).to_pylist() for name in (tables.QUERY, tables.PASSAGE))
+    return [
+        (key, tuple(text_key(text) for text in texts if text is not None))
+        for key, *texts in zip(keys, *both, strict=True)
+    ]
 
 
 def _parts(window: pa.Table, suspects: set[bytes]) -> Iterator[pa.Table]:
     """The window without its suspects, then each suspect alone."""
+    if not window.num_rows:
+        return
     if not suspects:
         yield window
         return

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 HOLD_SECONDS = 5.0
 MOST_ROUNDS = 3
-_CLAIMS = "rerank-udf-doctor"
+_CLAIMS = f"rerank-udf-doctor-{os.getuid()}"  # each user's own
 _DAY_SECONDS = 86_400
 
 

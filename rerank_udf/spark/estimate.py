@@ -23,7 +23,8 @@ SAMPLE_PAIRS = 1000
 class Estimate:
     """Counts are exact; tokens come from a sample of at most SAMPLE_PAIRS pairs and the model's own tokenizer.
 
-    `pairs_known` of the distinct pairs are in the score store; the others are to be scored, and `tokens` are theirs.
+    `tokens` is None where the driver does not see the tokenizer. `pairs_known` of the distinct pairs are in the score
+    store; the others are to be scored, and `tokens` are theirs.
     """
 
     pairs_in: int
@@ -31,7 +32,7 @@ class Estimate:
     beyond_depth: int
     pairs_distinct: int
     pairs_known: int
-    tokens: int
+    tokens: int | None
     sampled_pairs: int
     truncated_share: float
     last_tokens_per_second: float | None
@@ -39,7 +40,9 @@ class Estimate:
     @property
     def seconds(self) -> float | None:
         """Scoring time at the last run's speed, where there was one."""
-        return self.tokens / self.last_tokens_per_second if self.last_tokens_per_second else None
+        return (
+            self.tokens / self.last_tokens_per_second if self.tokens and self.last_tokens_per_second else None
+        )
 
 
 def estimate(spark: SparkSession, config: JobConfig) -> Estimate:
@@ -64,7 +67,8 @@ def estimate(spark: SparkSession, config: JobConfig) -> Estimate:
         )
     finally:
         rows.unpersist()
-    tokens, truncated = _sampled_tokens(config, [tuple(row) for row in sample])
+    found = _sampled_tokens(config, [tuple(row) for row in sample])
+    tokens, truncated = found or (0, 0)
     count = max(1, len(sample))
     return Estimate(
         pairs_in=pairs_in,
@@ -72,7 +76,7 @@ def estimate(spark: SparkSession, config: JobConfig) -> Estimate:
         beyond_depth=sum(g["count"] for g in groups if g["beyond_depth"]),
         pairs_distinct=left + known,
         pairs_known=known,
-        tokens=round(tokens / count * left),
+        tokens=None if found is None else round(tokens / count * left),
         sampled_pairs=len(sample),
         truncated_share=truncated / count,
         last_tokens_per_second=_last_speed(spark, config),
@@ -85,16 +89,18 @@ def _known(spark: SparkSession, config: JobConfig) -> KnownFacts | None:
     return known_facts(open_store(spark, config.store, config.store_path()).facts(key))
 
 
-def _sampled_tokens(config: JobConfig, pairs: list[tuple[str, str]]) -> tuple[int, int]:
-    """Tokens and truncated pairs of the sample; the tokenizer is loaded, the weights are not."""
-    from rerank_udf.models import local_folder
+def _sampled_tokens(config: JobConfig, pairs: list[tuple[str, str]]) -> tuple[int, int] | None:
+    """Tokens and truncated pairs of the sample; the tokenizer is loaded, the weights are neither read nor fetched."""
+    from rerank_udf.models import tokenizer_folder
     from rerank_udf.tokens import PairLimits, PairTokenizer
 
     files = on_driver(config.model.name, config.model.revision)
-    if not pairs or isinstance(files, str) or files.architecture is None:
+    if not pairs:
         return 0, 0
+    if isinstance(files, str) or files.architecture is None:
+        return None
     limits = PairLimits(config.model.max_length, config.model.query_max_length, config.model.truncation)
-    encoded = PairTokenizer.from_folder(local_folder(files), limits).encode(*zip(*pairs, strict=True))
+    encoded = PairTokenizer.from_folder(tokenizer_folder(files), limits).encode(*zip(*pairs, strict=True))
     return int(encoded.lengths.sum()), int(encoded.truncated.sum())
 
 

@@ -5,8 +5,8 @@ narrow it down, each by what the one before left behind:
 
     0   scores as always, and notes nothing
     1   notes the keys of each window before it is scored, and forgets them when it is done
-    2   scores what was in hand then pair by pair, noting each
-    3+  gives up the pair that was in hand, alone, and goes on
+    2   scores what was in hand then pair by pair, noting each, with its texts
+    3+  gives up the pair that was in hand, alone, and goes on; also every pair with a text that three such pairs had
 
 Notes are files in the run's folder where executors can write there, else on the node's own disk, where they help an
 attempt on the same node.
@@ -14,6 +14,7 @@ attempt on the same node.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,7 @@ from typing import Any
 from rerank_udf.identity import KEY_BYTES
 
 _LOCAL = "file:"
+_ALONE = "alone-"
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,13 @@ class Notes:
     folder: str
     held: dict[str, Any] = field(default_factory=dict)
 
-    def write(self, keys: Iterable[bytes]) -> str:
-        """Note keys as in hand; the name to `forget` them by."""
-        name = uuid.uuid4().hex
+    def write(self, keys: Iterable[bytes], texts: tuple[bytes, ...] = ()) -> str:
+        """Note keys as in hand; the name to `forget` them by. `texts`: the keys of the texts of a pair alone."""
+        name = (_ALONE if texts else "") + uuid.uuid4().hex
         system, folder = self._place()
         system.create_dir(folder, recursive=True)
         with system.open_output_stream(f"{folder}/{name}") as stream:
-            stream.write(b"".join(keys))
+            stream.write(b"".join([*keys, *texts]))
         return name
 
     def forget(self, name: str) -> None:
@@ -49,14 +51,14 @@ class Notes:
         system.delete_file(f"{folder}/{name}")
 
     @contextmanager
-    def noted(self, keys: Iterable[bytes]) -> Iterator[None]:
+    def noted(self, keys: Iterable[bytes], texts: tuple[bytes, ...] = ()) -> Iterator[None]:
         """Keys are in hand while the block runs; an exception leaves the note.
 
         Where the folder cannot be written, a full disk say, there is none: what writes scores meets the same trouble,
         and tells it better.
         """
         try:
-            name = self.write(keys)
+            name = self.write(keys, texts)
         except OSError:
             yield
             return
@@ -66,17 +68,22 @@ class Notes:
 
     def left(self) -> list[list[bytes]]:
         """What attempts before this one had in hand when they died: a list of keys for each note."""
+        return [keys[:1] if name.startswith(_ALONE) else keys for name, keys in self._read() if keys]
+
+    def alone(self) -> dict[bytes, tuple[bytes, ...]]:
+        """The pairs that were in hand alone, with the keys of their texts."""
+        return {keys[0]: tuple(keys[1:]) for name, keys in self._read() if keys and name.startswith(_ALONE)}
+
+    def _read(self) -> Iterator[tuple[str, list[bytes]]]:
         from pyarrow import fs
 
         system, folder = self._place()
-        found = system.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-        notes = []
-        for info in found:
+        for info in system.get_file_info(fs.FileSelector(folder, allow_not_found=True)):
             if info.type != fs.FileType.File:
                 continue
-            with system.open_input_stream(info.path) as stream:
-                notes.append(_keys(stream.read()))
-        return [keys for keys in notes if keys]
+            # one that is gone: another task of the wave has scored its pairs meanwhile
+            with suppress(FileNotFoundError), system.open_input_stream(info.path) as stream:
+                yield info.base_name, _keys(stream.read())
 
     def _place(self) -> tuple[Any, str]:
         if "system" not in self.held:
@@ -95,12 +102,13 @@ def _file_system(folder: str) -> tuple[Any, str]:
     from pyarrow import fs
 
     local = fs.LocalFileSystem()
-    if folder.startswith((_LOCAL, "/")):
-        return local, folder.removeprefix(_LOCAL).replace("///", "/", 1)
     try:
-        system, path = fs.FileSystem.from_uri(folder.replace("s3a://", "s3://", 1))
+        if folder.startswith((_LOCAL, "/")):
+            system, path = local, folder.removeprefix(_LOCAL).replace("///", "/", 1)
+        else:
+            system, path = fs.FileSystem.from_uri(folder.replace("s3a://", "s3://", 1))
         system.create_dir(path, recursive=True)
     except (OSError, ValueError, NotImplementedError):
         name = folder.rstrip("/").replace("://", "/").replace("/", "_")
-        return local, str(Path(tempfile.gettempdir()) / "rerank_udf_notes" / name)
+        return local, str(Path(tempfile.gettempdir()) / f"rerank_udf_notes-{os.getuid()}" / name)
     return system, path

@@ -25,7 +25,7 @@ from rerank_udf import tables
 from rerank_udf.config import JobConfig
 from rerank_udf.engine import ScorerPlan
 from rerank_udf.errors import InputError, RerankError, TooManyRejectsError
-from rerank_udf.lake import targets, versions
+from rerank_udf.lake import files, targets, versions
 from rerank_udf.lake.sources import at_version, bad_lines_told, is_text_typed, read_source, version_of_now
 from rerank_udf.lake.store import ScoreStore, open_store
 from rerank_udf.report import RunReport, new_report
@@ -45,7 +45,7 @@ from rerank_udf.spark.progress import ScoringProgress
 from rerank_udf.spark.ranking import Outcome, check_fusion, nested, outcome, rejected
 from rerank_udf.spark.reporting import write_report
 from rerank_udf.spark.rows import StagedRows, stage_rows
-from rerank_udf.spark.session import slots
+from rerank_udf.spark.session import checked_classic, slots
 from rerank_udf.spark.staging import PLACE, StagedPairs, stage_pairs
 from rerank_udf.spark.waves import Scoring, Wave, scored_facts, small_arrow_batches
 from rerank_udf.spark.workplace import Workplace
@@ -62,6 +62,7 @@ def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command
     contract is broken as a whole, ModelError where the model cannot be used, StoreError where the store cannot,
     TooManyRejectsError after scores, rejects and report are written and before anything is published.
     """
+    checked_classic(spark)
     run_id = versions.new_run_id()
     sources = {name: str(source) for name, source in config.sources().items()}
     report = new_report(run_id, command, config.model_dump(mode="json"), sources, config.evaluation.seed)
@@ -253,7 +254,7 @@ def score_what_is_left(job: Job, folder: str) -> StagedPairs:
             staged,
             job.plan,
             job.work.scored,
-            f"{folder}/notes",
+            files.qualified(spark, f"{folder}/notes"),
             report.run_id,
             minutes * 60.0,
             progress,

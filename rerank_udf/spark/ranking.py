@@ -108,7 +108,11 @@ def outcome(rows: DataFrame, scored: DataFrame, ranking: Ranking, partitions: in
         judged = judged.withColumn(tables.FUSED_SCORE, _fused(ranking.fusion))
     key = F.col(tables.FUSED_SCORE if fused else tables.LOGIT)
     eligible = F.col(tables.REASON).isNull() & F.col(_CUT).isNull()
-    order = _window(eligible).orderBy(F.col("beyond_depth"), *_total_order(key))
+    by_key = _total_order(key)
+    if ranking.depth is not None:  # rows beyond it have no score, and follow in the first stage's order
+        beyond = F.col("beyond_depth") & F.col(tables.FIRST_STAGE_RANK).isNull()
+        by_key.insert(2, F.when(beyond, F.col(tables.FIRST_STAGE_SCORE)).desc_nulls_last())
+    order = _window(eligible).orderBy(F.col("beyond_depth"), *by_key)
     rank = F.when(eligible, F.row_number().over(order)).cast("int")
     numbered = judged.withColumn("_place", rank)
     kept = F.lit(True) if ranking.top_k is None else F.col("_place") <= ranking.top_k

@@ -24,10 +24,10 @@ def job_session(app_name: str) -> SparkSession:
     """
     active = SparkSession.getActiveSession()
     if active is not None:
-        return active
+        return checked_classic(active)
     builder = SparkSession.builder.appName(app_name).config("spark.ui.showConsoleProgress", "false")
     if _submitted():
-        return builder.getOrCreate()
+        return checked_classic(builder.getOrCreate())
     _check_java()
     # Without this an environment that is not activated runs its workers in the system's Python.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
@@ -35,8 +35,24 @@ def job_session(app_name: str) -> SparkSession:
     quiet = resources.files("rerank_udf.spark") / "log4j2-local.properties"
     builder = builder.config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={quiet}")
     if "MASTER" not in os.environ:
-        builder = builder.master("local[*]")
+        # four attempts a task, as on a cluster: a worker that dies takes no other task along
+        builder = builder.master("local[*,4]")
     return builder.config("spark.ui.enabled", "false").getOrCreate()
+
+
+def checked_classic(spark: SparkSession) -> SparkSession:
+    """The session. Raises ConfigError for one of Spark Connect, which has no SparkContext to run jobs by."""
+    if is_connect(spark):
+        raise ConfigError(
+            "the job needs a classic Spark session, and this one is of Spark Connect (on Databricks: standard "
+            "access mode or serverless; take dedicated access mode); rerank() and the column function work here"
+        )
+    return spark
+
+
+def is_connect(spark: SparkSession) -> bool:
+    """Whether it is a Spark Connect client's session."""
+    return type(spark).__module__.startswith("pyspark.sql.connect")
 
 
 def is_local(spark: SparkSession) -> bool:

@@ -13,9 +13,11 @@ from rerank_udf.config import Columns, Nested, Ranking, parse_section
 from rerank_udf.errors import ConfigError
 from rerank_udf.spark.candidates import Prepared, Shape, prepare
 from rerank_udf.spark.model import plan_for_functions
+from rerank_udf.spark.placement import scoring_profile
 from rerank_udf.spark.ranking import check_fusion, outcome
 from rerank_udf.spark.ranking import nested as nested_rows
 from rerank_udf.spark.scoring import co_partitioned, scored
+from rerank_udf.spark.session import is_connect
 
 
 def rerank(
@@ -84,7 +86,9 @@ def rerank(
     prepared = prepare(candidates, queries, passages, shape)
     check_fusion(ranking.fusion, prepared)
     count = _partitions(candidates) if partitions is None else partitions
-    result = outcome(prepared.rows, scored(_distinct_pairs(prepared, count), plan), ranking)
+    profile = None if is_connect(candidates.sparkSession) else scoring_profile(candidates.sparkSession)[0]
+    facts = scored(_distinct_pairs(prepared, count), plan, profile=profile)
+    result = outcome(prepared.rows, facts, ranking)
     return nested_rows(result.reranked()) if layout == "nested" else result.listed()
 
 

@@ -26,6 +26,7 @@ from rerank_udf import tables
 from rerank_udf.errors import RerankError
 from rerank_udf.spark.adoption import finished_files, read_scored
 from rerank_udf.spark.cautious import Attempts
+from rerank_udf.spark.notes import Notes
 from rerank_udf.spark.placement import scoring_slots
 from rerank_udf.spark.progress import ScoringProgress
 from rerank_udf.spark.scoring import Loadable, co_partitioned, scored
@@ -36,9 +37,10 @@ _FEWEST_PAIRS_PER_TASK = 512
 _TASK_SECONDS = 120.0
 _PILOT_PAIRS_PER_SLOT = 1024
 _UNDER_WAY = 2
-# A wave is submitted again this often after its workers died: the pair that kills is found by the fourth attempt, and
-# local masters make one attempt a job.
-_MOST_ROUNDS = 8
+# A wave is submitted again this often after its workers died without another pair being found that kills alone (the
+# first is found by the fourth attempt), and so often in all.
+_MOST_ROUNDS_FOR_A_KILLER = 8
+_MOST_ROUNDS = 20
 _ARROW_BATCH_BYTES = 64 << 20
 _ARROW_RECORDS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 _CRASHED = re.compile(
@@ -143,6 +145,7 @@ class Scoring:
         """Write the wave's scores; again, without what is written already, as often as it takes to find a killer."""
         begun, started_at = monotonic(), _now()
         attempts_a_job = _attempts_a_job(self.spark)
+        killers = in_vain = 0
         for number in range(_MOST_ROUNDS):
             place = f"{self.folder}/{wave.name}" + (f"-{number}" if number else "")
             self.spark.sparkContext.setJobGroup(self.run_id, f"rerank_udf: score {wave.name}", False)
@@ -154,9 +157,19 @@ class Scoring:
                     wave.number, wave.pairs, tasks, round(seconds, 3), speed, number + 1, started_at
                 )
             except Exception as error:
-                if number + 1 == _MOST_ROUNDS or not _CRASHED.search(str(error)):
+                known, killers = killers, self._killers(wave)
+                in_vain = 0 if killers > known else in_vain + 1
+                last = in_vain == _MOST_ROUNDS_FOR_A_KILLER or number + 1 == _MOST_ROUNDS
+                if last or not _CRASHED.search(str(error)):
                     raise
         raise AssertionError("unreachable")
+
+    def _killers(self, wave: Wave) -> int:
+        """How many pairs are known to kill, as far as the notes can be read from here."""
+        try:
+            return len(Notes(f"{self.notes}/{wave.name}").alone())
+        except OSError:
+            return 0
 
     def _write(self, wave: Wave, tasks: int, place: str, attempts_before: int) -> None:
         pairs, passages = (

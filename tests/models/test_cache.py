@@ -127,6 +127,15 @@ def test_with_a_home_the_cache_is_below_it(tmp_path: Path, monkeypatch: pytest.M
     assert cache.cache_root() == tmp_path / ".cache" / "rerank_udf"
 
 
+def test_in_a_cache_of_another_owner_each_user_has_a_folder(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cache.cache_root() == root
+    monkeypatch.setattr(cache.os, "getuid", lambda: root.stat().st_uid + 7)
+    assert cache.cache_root() == root / f"uid-{root.stat().st_uid + 7}"
+    assert cache.cache_root().stat().st_mode & 0o777 == 0o700
+
+
 def test_a_user_without_a_name_or_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def nobody(*_: object) -> None:
         raise KeyError("getpwuid(): uid not found: 12345")

@@ -74,6 +74,14 @@ def test_the_driver_reads_headers_and_never_the_weights(hub: StandInHub, tmp_pat
     assert hub.bytes_sent["model.safetensors"] <= min(size, HEADER_BYTES)
 
 
+def test_who_wants_the_tokenizer_alone_fetches_no_weights(hub: StandInHub, tmp_path: Path) -> None:
+    code, output, errors = run(hub, tmp_path / "cache", RESOLVE + "print(tokenizer_folder(files))")
+    assert code == 0, errors
+    found = Path(output) / "tokenizer.json"
+    assert found.read_bytes() == (hub.folder / "tokenizer.json").read_bytes()
+    assert hub.bytes_sent["model.safetensors"] <= HEADER_BYTES
+
+
 def test_once_fetched_a_pinned_model_needs_no_network(hub: StandInHub, tmp_path: Path) -> None:
     assert run(hub, tmp_path / "cache", revision=COMMIT)[0] == 0
     before = hub.requests

@@ -49,11 +49,13 @@ def task(count: int = 600) -> Iterator[pa.Table]:
     return windows([batch], cautious.WINDOW_PAIRS)
 
 
-def attempt(scorer: Any, folder: Any, number: int) -> dict[bytes, str | None] | None:
+def attempt(
+    scorer: Any, folder: Any, number: int, given: Iterator[pa.Table] | None = None
+) -> dict[bytes, str | None] | None:
     """pair_key → reason of everything that an attempt yields; None where it died."""
     found = {}
     try:
-        for keys, pairs in scored_cautiously(scorer, task(), Attempts(str(folder), number)):
+        for keys, pairs in scored_cautiously(scorer, given or task(), Attempts(str(folder), number)):
             for row, key in enumerate(keys.to_pylist()):
                 found[key] = pairs.errors.get(row, (None,))[0]
     except Died:
@@ -88,6 +90,54 @@ def test_where_no_note_can_be_written_pairs_are_scored_all_the_same(scorer, tmp_
     assert found is not None
     assert set(found.values()) == {None}
     assert len(found) == 600
+
+
+def test_a_text_that_kills_in_many_pairs_is_given_up_with_all_of_them(scorer, tmp_path):
+    """One passage among the candidates of 40 queries, between sound ones: three of its pairs tell."""
+    deadly = {n for n in range(400) if n % 10 == 3}
+    texts = [(f"q{n}", KILLER if n in deadly else f"passage {n}") for n in range(400)]
+    keys = [pair_key(text_key(query), text_key(passage)) for query, passage in texts]
+    batch = pa.RecordBatch.from_pydict(
+        {
+            "pair_key": pa.array(keys, pa.binary()),
+            "query": [query for query, _ in texts],
+            "passage": [passage for _, passage in texts],
+        }
+    )
+    number, found = 1, None
+    while found is None:
+        assert number < 8
+        windows_of = windows([batch], cautious.WINDOW_PAIRS)
+        found = attempt(Mortal(scorer), tmp_path, number, windows_of)
+        number += 1
+    assert {key for key, reason in found.items() if reason} == {keys[n] for n in deadly}
+    assert len(found) == 400
+
+
+def test_a_note_that_another_task_deletes_meanwhile_is_passed_over(tmp_path, monkeypatch):
+    notes = Notes(str(tmp_path))
+    gone, stays = notes.write([b"g" * 16]), notes.write([b"s" * 16], (b"q" * 16, b"p" * 16))
+    system, _ = notes._place()
+
+    class Racing:
+        def get_file_info(self, selector):
+            found = system.get_file_info(selector)
+            (tmp_path / gone).unlink()
+            return found
+
+        def open_input_stream(self, path):
+            return system.open_input_stream(path)
+
+    notes.held["system"] = Racing()
+    assert notes.left() == [[b"s" * 16]]
+    assert stays in {path.name for path in tmp_path.iterdir()}
+    assert Notes(str(tmp_path)).alone() == {b"s" * 16: (b"q" * 16, b"p" * 16)}
+
+
+def test_a_folder_that_cannot_be_made_gives_way_to_the_nodes_own_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    Notes("/proc/no/such/notes").write([b"k" * 16])
+    assert Notes("/proc/no/such/notes").left() == [[b"k" * 16]]
 
 
 def test_a_note_that_was_cut_short_names_only_whole_keys(tmp_path):

@@ -201,6 +201,16 @@ def test_rows_beyond_depth_follow_in_first_stage_order_when_they_are_appended(sp
     assert (found["f"]["score"], found["f"]["logit"], found["f"]["fused_score"]) == (None, None, None)
 
 
+def test_rows_beyond_depth_that_have_no_rank_follow_by_their_score(spark):
+    rows = [{"query_id": "q", "passage_id": "a", "logit": 2.0, "rank": 1}]
+    rows += [
+        {"query_id": "q", "passage_id": name, "score": score, "rank": rank, "beyond": True}
+        for name, score, rank in [("b", 1.0, None), ("c", 3.0, None), ("d", None, None), ("e", 0.1, 9)]
+    ]
+    found = by_passage(decided(spark, rows, depth=1, beyond_depth="append").reranked())
+    assert {name: row["rank"] for name, row in found.items()} == {"a": 1, "e": 2, "c": 3, "b": 4, "d": 5}
+
+
 def test_min_score_does_not_cut_appended_rows_and_top_k_counts_them(spark):
     ranking = {"depth": 4, "beyond_depth": "append", "min_score": 0.7, "top_k": 3}
     result = decided(spark, ROWS, **ranking)

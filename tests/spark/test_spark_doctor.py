@@ -49,7 +49,7 @@ def test_every_card_is_examined_by_whoever_claims_it_first(plan, node, monkeypat
 
     monkeypatch.setattr(host, "visible_devices", lambda _: [("cuda:0", "GPU-7/1"), ("cuda:1", "GPU-7/2")])
     monkeypatch.setattr(doctor, "examine", lambda plan: f"report of {plan.device}")
-    claimed = node / "rerank-udf-doctor" / "run"
+    claimed = node / f"rerank-udf-doctor-{os.getuid()}" / "run"
     claimed.mkdir(parents=True)
     (claimed / "GPU-7-1").touch()  # by another executor of this node
     (answer,) = answers_here(plan, "run")
@@ -75,7 +75,7 @@ def test_what_goes_wrong_on_a_device_is_an_answer(plan, node, monkeypatch, error
 
 def test_old_claims_are_cleared_away(plan, node, monkeypatch):
     monkeypatch.setattr(doctor, "examine", lambda _: "report")
-    folder = node / "rerank-udf-doctor"
+    folder = node / f"rerank-udf-doctor-{os.getuid()}"
     for name, age in (("old", 90_000), ("new", 1_000)):
         (folder / name).mkdir(parents=True)
         (folder / name / "cpu-1").touch()

@@ -298,6 +298,28 @@ def test_the_number_of_tasks_is_the_sessions_even_where_that_is_no_number(settin
     assert transform._partitions(SimpleNamespace(sparkSession=session)) == count  # type: ignore[arg-type]
 
 
+def test_scoring_is_placed_as_the_cluster_takes_it(spark, hash_model, monkeypatch):
+    asked: list[Any] = []
+
+    def scored(pairs: Any, plan: Any, **given: Any) -> Any:
+        asked.append(given["profile"])
+        return real(pairs, plan)
+
+    real = transform.scored
+    monkeypatch.setattr(transform, "scored", scored)
+    monkeypatch.setattr(transform, "scoring_profile", lambda session: (f"one GPU a task of {session}", "why"))
+    rerank(*three_tables(spark), model=str(hash_model))
+    assert asked == [f"one GPU a task of {spark}"]
+
+
+def test_the_job_says_that_it_needs_a_classic_session():
+    from rerank_udf.spark.session import checked_classic
+
+    remote = type("SparkSession", (), {"__module__": "pyspark.sql.connect.session"})()
+    with pytest.raises(ConfigError, match="needs a classic Spark session, and this one is of Spark Connect"):
+        checked_classic(remote)  # type: ignore[arg-type]
+
+
 CONNECT = """
 import json, sys
 from pyspark.sql import SparkSession
