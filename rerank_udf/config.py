@@ -28,6 +28,9 @@ _Section = TypeVar("_Section", bound=BaseModel)
 Truncation = Literal["only_second", "longest_first"]
 
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # s3a://, hdfs://, dbfs:/
+
+
 class Settings(BaseModel):
     """Base of every section: unknown keys are errors, values do not change after loading."""
 
@@ -54,7 +57,7 @@ class Source(Settings):
 
     def is_plain_parquet(self) -> bool:
         """Whether it can be read without Spark: a path without a scheme, of Parquet, whole."""
-        local = self.path is not None and "://" not in self.path
+        local = self.path is not None and not _SCHEME.match(self.path)
         return local and self.format == "parquet" and not self.where and not self.options
 
     def __str__(self) -> str:

@@ -60,7 +60,15 @@ def run(console: Console) -> None:
     shown = report.output.get("page", report.output["report"])
     console.print(f"report  {shown}    evaluation  {folder}", highlight=False)
     console.print(f"table   {report.output['path']}", highlight=False)
-    console.print("yours   rerank-udf rerank --config conf/rerank.yaml --dry-run", highlight=False)
+    console.print(f"yours   {_command()} rerank --config conf/rerank.yaml --dry-run", highlight=False)
+
+
+def _command() -> str:
+    """How this installation's rerank-udf is called from here."""
+    beside = Path(sys.executable).with_name("rerank-udf")
+    if shutil.which("rerank-udf") == str(beside) or not beside.is_file():
+        return "rerank-udf"
+    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
 def _again(spark: SparkSession, config: JobConfig) -> Iterator[str]:

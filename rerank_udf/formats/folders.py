@@ -159,7 +159,7 @@ def _found_table(source: Path, name: str, alone: bool) -> Path:
     places = {t: [p for p in (source / f"{t}.parquet", source / t) if p.exists()] for t in KEYS}
     if places[name]:
         return places[name][0]
-    published = _published(source) if alone else None
+    published = published_version(source) if alone else None
     if published is not None:
         return published
     a_table = source.is_file() or (not any(places.values()) and any(source.rglob("*.parquet")))
@@ -173,7 +173,7 @@ def _found_table(source: Path, name: str, alone: bool) -> Path:
     )
 
 
-def _published(source: Path) -> Path | None:
+def published_version(source: Path) -> Path | None:
     """The version that a job's output folder points to; None where it is no such folder.
 
     Raises InputError where there are several, of different run dates.

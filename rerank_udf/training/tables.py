@@ -20,6 +20,7 @@ import pyarrow.dataset as ds
 
 from rerank_udf.config import Source
 from rerank_udf.errors import InputError
+from rerank_udf.formats.folders import published_version
 from rerank_udf.identity import pair_key, text_key
 from rerank_udf.tables import PASSAGE, PASSAGE_ID, QUERY, QUERY_ID, RANK, RELEVANCE
 from rerank_udf.training.settings import CANDIDATES, Teacher, TrainingSet
@@ -127,6 +128,7 @@ def read_parquet(
     path = Path(str(source.path))
     if not path.exists():
         raise InputError(f"{label}: there is no {path}")
+    path = published_version(path) or path
     table = ds.dataset(path, format="parquet")
     absent = [name for name in columns if name not in table.schema.names]
     if absent:
@@ -171,7 +173,11 @@ def _teacher(
     teacher: Teacher, queries: Texts, passages: Texts, rankings: dict[str, Rows], label: str
 ) -> Scores:
     if teacher.table is not None:
-        table = read_parquet(teacher.table, label, [QUERY_ID, PASSAGE_ID, teacher.column])
+        # rows beyond the depth of a reranked table have no logit
+        table = read_parquet(teacher.table, label, [QUERY_ID, PASSAGE_ID], [teacher.column])
+        if teacher.column not in table.schema.names:
+            raise InputError(f"{label}: no column {teacher.column!r} in {teacher.table}")
+        table = table.filter(pc.is_valid(table[teacher.column]))
         rows = queries.numbers(table[QUERY_ID], label)
         pairs = rows * len(passages.ids) + passages.numbers(table[PASSAGE_ID], label)
         values = table[teacher.column].to_numpy().astype(np.float32)
@@ -185,6 +191,11 @@ def _stored(
     teacher: Teacher, queries: Texts, passages: Texts, rankings: dict[str, Rows], label: str
 ) -> tuple[Ints, Floats]:
     """The facts of a Parquet score store about the rankings' pairs, found by the keys of their texts."""
+    if not Source(path=str(teacher.store)).is_plain_parquet() or not Path(str(teacher.store)).is_dir():
+        raise InputError(
+            f"{label}: there is no folder {teacher.store} on this machine; a teacher's store is one of Parquet on a "
+            "disk here: copy it, or give the reranked table instead"
+        )
     folder = Path(str(teacher.store)) / "facts"
     models = sorted(one.name for one in folder.iterdir() if one.is_dir()) if folder.is_dir() else []
     if teacher.model_key not in models and (teacher.model_key or len(models) != 1):
@@ -200,6 +211,11 @@ def _stored(
     keys = pa.array([pair_key(query_keys[q], passage_keys[p]) for q, p in numbers], facts["pair_key"].type)
     places = pc.index_in(keys, value_set=facts["pair_key"])
     known = np.asarray(pc.is_valid(places))
+    if not known.any():
+        raise InputError(
+            f"{label}: the store knows none of the rankings' {len(pairs):,} pairs; it knows pairs by their texts as "
+            "the job rendered them, so with a query_template or passage_template there, give the rendered texts here (sql)"
+        )
     rows = np.asarray(pc.drop_null(places))
     return pairs[known], facts["logit"].to_numpy()[rows].astype(np.float32)
 

@@ -1,15 +1,19 @@
 """A training run whose tables Spark reads, and whose teacher is a job's own store or output."""
 
 import io
+import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from rich.console import Console
 from training_world import settings, write_tables
 
 from rerank_udf import cli
-from rerank_udf.config import parse_config
+from rerank_udf.config import Source, parse_config
+from rerank_udf.errors import InputError
 from rerank_udf.spark import read_reranked
 from rerank_udf.spark.pipeline import run_rerank
 from rerank_udf.spark.training_tables import exported
@@ -70,6 +74,46 @@ def test_a_reranked_table_teaches(spark, scored, expected):
     config = taught_by(scored, {"table": {"sql": "select * from big_model where logit is not null"}})
     assert config.needs_spark()
     assert logits_of(read_tables(exported(spark, config).sets[0])) == expected
+
+
+def test_a_jobs_output_folder_teaches_too_without_the_rows_that_have_no_logit(scored, expected, tmp_path):
+    out = tmp_path / "reranked"
+    shutil.copytree(scored / "out/reranked", out)
+    (version,) = (out / "_versions").iterdir()
+    part = next(version.glob("*.parquet"))
+    table = pq.read_table(part)
+    column = table.schema.get_field_index("logit")
+    unscored = pa.array([None, *table["logit"].to_pylist()[1:]], table.schema.field("logit").type)
+    pq.write_table(table.set_column(column, table.schema.field("logit"), unscored), part)
+    lost = (table["query_id"][0].as_py(), table["passage_id"][0].as_py())
+    config = taught_by(scored, {"table": {"path": str(out)}})
+    assert not config.needs_spark()
+    assert logits_of(read_tables(config.sets[0])) == {k: v for k, v in expected.items() if k != lost}
+
+
+def test_a_store_of_other_texts_is_told_instead_of_teaching_nothing(scored, tmp_path):
+    """As after a run with a template: the keys are those of the rendered texts."""
+    shutil.copytree(scored / "out/reranked_store", tmp_path / "store")
+    for file in (tmp_path / "store/facts").rglob("*.parquet"):
+        table = pq.read_table(file)
+        keys = pa.array([bytes(16)[:8] + key.as_py()[:8] for key in table["pair_key"]], pa.binary())
+        pq.write_table(table.set_column(table.schema.get_field_index("pair_key"), "pair_key", keys), file)
+    with pytest.raises(InputError, match=r"knows none of the rankings' 400 pairs; .* passage_template"):
+        read_tables(taught_by(scored, {"store": str(tmp_path / "store")}).sets[0])
+
+
+@pytest.mark.parametrize("store", ["s3a://lake/out/store", "hdfs:/lake/store", "/nowhere/store"])
+def test_a_store_that_is_not_on_this_disk_is_told(scored, store):
+    with pytest.raises(InputError, match=f"there is no folder {store} on this machine"):
+        read_tables(taught_by(scored, {"store": store}).sets[0])
+
+
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [("s3a://b/c", False), ("dbfs:/c", False), ("hdfs:/c", False), ("/c", True), ("c:d", True)],
+)
+def test_only_paths_of_this_machine_are_read_without_spark(path, plain):
+    assert Source(path=path).is_plain_parquet() is plain
 
 
 def test_a_condition_is_sparks(spark, scored):
