@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 from rerank_udf.errors import ConfigError
@@ -91,4 +92,16 @@ def _installed(package: str) -> bool:
 def _sees_cuda_device() -> bool:
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles"):
         return False
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+    there = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+    return there and _torch_takes_cuda()
+
+
+@functools.cache
+def _torch_takes_cuda() -> bool:
+    """Whether torch is installed, and was built with CUDA: as its version.py says, which is read and not imported."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return False
+    version = Path(found.origin).with_name("version.py")
+    told = version.read_text(encoding="utf-8") if version.is_file() else ""
+    return not re.search(r"^cuda\b[^=\n]*= *None", told, re.MULTILINE)

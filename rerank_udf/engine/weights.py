@@ -27,7 +27,6 @@ from rerank_udf.models.checkpoint import (
 
 Array = npt.NDArray[np.float32]
 
-_EXACT_GELU = ("gelu", "gelu_python")  # transformers' two names of x·Φ(x); the others are approximations
 _DEFAULT_EPS = 1e-12  # of transformers' BertConfig and RobertaConfig
 _STORED_AS = ("F32", "F16", "BF16", "F64")
 
@@ -125,7 +124,6 @@ def read_weights(folder: Path) -> ModelWeights:
     config = read_json(folder / CONFIG_FILE)
     architecture = read_architecture(config, str(folder))
     eps = layer_norm_eps(config, str(folder))
-    check_activation(config, str(folder))
     paths = weight_files(folder)
     check_tensors(architecture, tensor_shapes(paths), str(folder))
     tensors: dict[str, Array] = {}
@@ -140,16 +138,6 @@ def layer_norm_eps(config: Mapping[str, Any], model: str) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1:
         return float(value)
     raise ModelError(f"{model} has layer_norm_eps {value!r}; expected a number between 0 and 1 (config.json)")
-
-
-def check_activation(config: Mapping[str, Any], model: str) -> None:
-    """Raise ModelError unless the feed-forward activation is the exact GELU, x·Φ(x)."""
-    value = config.get("hidden_act", "gelu")
-    if value not in _EXACT_GELU:
-        raise ModelError(
-            f"{model} has the activation {value!r}; this engine computes the exact (erf) GELU only: expected "
-            '"gelu" (config.json, hidden_act)'
-        )
 
 
 def _map_file(path: Path, unused: frozenset[str]) -> dict[str, Array]:

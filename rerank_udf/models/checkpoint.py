@@ -31,6 +31,7 @@ _MOST_HEADER_BYTES = 100_000_000
 _NAMES_SHOWN = 5
 
 Shapes = Mapping[str, tuple[int, ...]]
+_EXACT_GELU = ("gelu", "gelu_python")  # transformers' two names of x·Φ(x); the others are approximations
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ def read_architecture(config: Mapping[str, Any], model: str) -> Architecture:
         raise ModelError(
             f"{model} is a decoder or has relative positions; expected an encoder with absolute ones"
         )
+    _check_activation(config, model)
     try:
         return Architecture(
             model_type=str(model_type),
@@ -151,6 +153,16 @@ def read_architecture(config: Mapping[str, Any], model: str) -> Architecture:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{model} has a config.json without a usable {error}") from error
+
+
+def _check_activation(config: Mapping[str, Any], model: str) -> None:
+    """Raise ModelError unless the feed-forward activation is the exact GELU, x·Φ(x)."""
+    value = config.get("hidden_act", "gelu")
+    if value not in _EXACT_GELU:
+        raise ModelError(
+            f"{model} has the activation {value!r}; this engine computes the exact (erf) GELU only: expected "
+            '"gelu" (config.json, hidden_act)'
+        )
 
 
 def check_tensors(architecture: Architecture, shapes: Shapes, model: str) -> None:

@@ -15,14 +15,19 @@ _FREE = {"output", "work", "card", "device"}  # of the settings: what a run that
 
 
 def claim(work: Path, config: TrainingConfig) -> None:
-    """Take the folder for this run. Raises ConfigError where it holds a run of other settings than `schedule`."""
+    """Take the folder for this run. Raises ConfigError where it holds a run of other settings than how long.
+
+    Steps, and how often is saved and measured, may change; the shape of the rate may not, since checkpoints were made
+    under it.
+    """
     own = config.model_dump(mode="json", by_alias=True, exclude=_FREE)
     path = work / _RUN_FILE
     if path.is_file():
         other = json.loads(path.read_text(encoding="utf-8"))
         changed = sorted(key for key in own if key != "schedule" and own[key] != other.get(key))
-        if own["schedule"]["lists_per_step"] != other["schedule"]["lists_per_step"]:
-            changed.append("schedule.lists_per_step")
+        for key in ("lists_per_step", "warmup_steps", "decay"):
+            if own["schedule"][key] != other["schedule"].get(key):
+                changed.append(f"schedule.{key}")
         if changed:
             raise ConfigError(
                 f"{work} holds a training run with another {', '.join(changed)}: give another work folder, or delete "

@@ -30,6 +30,8 @@ from rerank_udf.training.split import Split
 from rerank_udf.training.tables import TrainingTables
 
 CARD_FILE = "README.md"
+# By these transformers' tokenizers decide on lower-casing and special tokens; scoring here reads tokenizer.json alone
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,9 @@ def write_model(
         whole.config.to_json_file(partial / CONFIG_FILE)
         tensors = {name: one.cpu() for name, one in whole_tensors(whole, trained.config.base).items()}
     shutil.copyfile(base / TOKENIZER_FILE, partial / TOKENIZER_FILE)
+    for file in TOKENIZER_SETTINGS:
+        if (base / file).is_file():
+            shutil.copyfile(base / file, partial / file)
     dtype = getattr(torch, trained.config.output_precision)
     tensors |= weights
     wanted = {name: one.to(dtype).contiguous() for name, one in tensors.items() if one.is_floating_point()}

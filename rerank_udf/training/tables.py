@@ -214,7 +214,7 @@ def _stored(
     if not known.any():
         raise InputError(
             f"{label}: the store knows none of the rankings' {len(pairs):,} pairs; it knows pairs by their texts as "
-            "the job rendered them, so with a query_template or passage_template there, give the rendered texts here (sql)"
+            "the job rendered them, so with a query_template or passage_template there, give the rendered texts (sql)"
         )
     rows = np.asarray(pc.drop_null(places))
     return pairs[known], facts["logit"].to_numpy()[rows].astype(np.float32)

@@ -14,13 +14,21 @@ from transformers.utils.logging import disable_progress_bar
 from rerank_udf.engine.capability import resolve_device, resolve_precision
 from rerank_udf.errors import ConfigError, ModelError
 from rerank_udf.models import local_folder, resolve_model
-from rerank_udf.models.checkpoint import CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE
+from rerank_udf.models.checkpoint import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    TOKENIZER_FILE,
+    Architecture,
+    check_length,
+    read_architecture,
+)
+from rerank_udf.tokens import PairLimits
 from rerank_udf.training import checkpoints
 from rerank_udf.training.development import HeldOutList, held_out_lists
 from rerank_udf.training.encode import ListEncoder
 from rerank_udf.training.forward import TrainedEncoder
 from rerank_udf.training.lists import ListSampler
-from rerank_udf.training.output import Trained, check_output, whole_tensors, write_model
+from rerank_udf.training.output import TOKENIZER_SETTINGS, Trained, check_output, whole_tensors, write_model
 from rerank_udf.training.run import ListTrainer, Progress, arguments
 from rerank_udf.training.settings import TrainingConfig
 from rerank_udf.training.split import Split, split
@@ -85,7 +93,7 @@ def base_folder(config: TrainingConfig) -> Path:
 
         if config.revision is None:
             raise ConfigError(f"base {config.base!r} is no folder here; as a hub id it needs a revision")
-        wanted = [CONFIG_FILE, TOKENIZER_FILE, "*.safetensors", f"*{INDEX_FILE}"]
+        wanted = [CONFIG_FILE, TOKENIZER_FILE, *TOKENIZER_SETTINGS, "*.safetensors", f"*{INDEX_FILE}"]
         folder = Path(snapshot_download(config.base, revision=config.revision, allow_patterns=wanted))
     absent = [name for name in (CONFIG_FILE, TOKENIZER_FILE) if not (folder / name).is_file()]
     if absent:
@@ -128,11 +136,19 @@ def _model(config: TrainingConfig, folder: Path) -> Any:
             torch.nn.init.normal_(parameter, std=_HEAD_DEVIATION if name.endswith("weight") else 0.0)
         model.config.architectures = [type(model).__name__]
         whole_tensors(model, config.base)  # what cannot be scored with in the end is told now
+    _check_lengths(config, read_architecture(model.config.to_dict(), config.base))
     if config.freeze.embeddings:
         model.base_model.embeddings.requires_grad_(False)
     for layer in model.base_model.encoder.layer[: config.freeze.layers]:
         layer.requires_grad_(False)
     return model.to(_precision(config)).eval()
+
+
+def _check_lengths(config: TrainingConfig, architecture: Architecture) -> None:
+    """Raise ModelError for pairs longer than the base's positions, ConfigError for ones without room for a passage."""
+    lengths = [length for one in config.sets for length in one.max_lengths]
+    check_length(architecture, max(lengths), config.base)
+    PairLimits(max_length=min(lengths)).check_room(architecture.special_tokens)
 
 
 def _precision(config: TrainingConfig) -> torch.dtype:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from rerank_udf.engine import capability
@@ -32,6 +35,38 @@ def test_automatic_device_is_cuda_where_one_is_visible(monkeypatch: pytest.Monke
     monkeypatch.setattr(capability, "_sees_cuda_device", lambda: True)
     assert resolve_device("auto") == "cuda"
     assert resolve_precision("auto", "auto") == "float16"
+
+
+@pytest.mark.parametrize(
+    ("version", "takes"),
+    [
+        ("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\nhip: Optional[str] = None\n", False),
+        ("__version__ = '2.13.0'\ncuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n", True),
+        ("__version__ = '2.4.1+cpu'\ncuda = None\n", False),
+    ],
+)
+def test_a_card_counts_only_for_a_torch_that_was_built_with_cuda(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, takes: bool
+) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("raise ImportError('it is not imported')")
+    (tmp_path / "torch/version.py").write_text(version)
+    spec = SimpleNamespace(origin=str(tmp_path / "torch/__init__.py"))
+    monkeypatch.setattr(capability.importlib.util, "find_spec", lambda name: spec)
+    capability._torch_takes_cuda.cache_clear()
+    try:
+        assert capability._torch_takes_cuda() is takes
+    finally:
+        capability._torch_takes_cuda.cache_clear()
+
+
+def test_without_torch_no_card_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capability.importlib.util, "find_spec", lambda name: None)
+    capability._torch_takes_cuda.cache_clear()
+    try:
+        assert not capability._torch_takes_cuda()
+    finally:
+        capability._torch_takes_cuda.cache_clear()
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])

@@ -16,7 +16,7 @@ import pytest
 from model_folders import bert_config, make_batch, write_model, xlmr_config
 
 import rerank_udf
-from rerank_udf.engine import load_scorer, resolve_scorer
+from rerank_udf.engine import load_scorer, openvino_backend, resolve_scorer
 from rerank_udf.engine.backend import Backend, PackedBatch
 from rerank_udf.engine.calibration import demo_pairs, file_name
 from rerank_udf.engine.int8 import Ranges, measure_ranges
@@ -185,3 +185,58 @@ def test_the_texts_of_the_calibration_are_found_in_a_zip_of_the_package_too(tmp_
     )
     assert "shipped.zip" in found.stdout
     assert found.stdout.split()[-1] == "3"
+
+
+_NARROW = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from rerank_udf.engine.backend import OutOfMemoryError, PackedBatch
+from rerank_udf.engine.openvino_backend import OpenVinoBackend
+backend = OpenVinoBackend(Path(sys.argv[1]), precision="float32")
+def rows(count, length):
+    return PackedBatch(np.full(count * length, 7, np.int32), np.arange(count + 1) * length, None)
+def score(*batches):
+    return backend.finish([backend.start(batch) for batch in batches])
+before = score(rows(3, 9))
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + (600 << 20),) * 2)
+small, wide = backend.start(rows(3, 9)), None
+try:
+    wide = backend.start(rows(30_000, 60))
+    backend.finish([small, wide])
+except OutOfMemoryError as error:
+    print("full:", error)
+print("kept:", np.array_equal(backend.finish([small]), before))
+try:
+    if wide is not None:
+        backend.finish([wide])
+except OutOfMemoryError:
+    print("lost")
+print("again:", np.array_equal(score(rows(3, 9)), before))
+"""
+
+
+def test_memory_that_was_full_once_does_not_stay_so(folder, tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-c", _NARROW, str(folder)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    lines = found.stdout.splitlines()
+    assert lines[0].startswith("full: "), found.stdout
+    assert {"kept: True", "again: True"} <= set(lines)
+
+
+def test_what_goes_wrong_in_openvinos_own_thread_is_raised_in_ours():
+    class Request:
+        def get_output_tensor(self, place: int) -> None:
+            raise MemoryError(f"no room for output {place}")
+
+    started = openvino_backend._Started([None])
+    openvino_backend._keep(Request(), (started, 0))
+    with pytest.raises(MemoryError, match="no room for output 0"):
+        openvino_backend._computed(started.parts[0])

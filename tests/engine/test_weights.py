@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rerank_udf.engine.weights import ModelWeights, read_weights
 from rerank_udf.errors import ModelError
+from rerank_udf.models.checkpoint import read_architecture
 
 
 @pytest.fixture(params=[xlmr_config, bert_config], ids=["xlmr", "bert"])
@@ -153,6 +154,8 @@ def test_integers_are_no_weights(folder: Path) -> None:
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh", "relu", None])
 def test_only_the_exact_gelu_is_computed(tmp_path: Path, activation: str | None) -> None:
     folder = write_model(tmp_path, xlmr_config(hidden_act=activation))
+    with pytest.raises(ModelError, match=rf"has the activation {activation!r}"):
+        read_architecture(json.loads((folder / "config.json").read_text()), "it")  # the driver's check
     with pytest.raises(ModelError, match=rf"has the activation {activation!r}.*expected \"gelu\""):
         read_weights(folder)
 

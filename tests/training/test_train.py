@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from training_world import settings, write_tables
 
 from rerank_udf import load_scorer
-from rerank_udf.errors import ConfigError
+from rerank_udf.errors import ConfigError, ModelError
 from rerank_udf.training.lists import ListSampler
 from rerank_udf.training.settings import TrainingConfig
 from rerank_udf.training.train import train
@@ -143,6 +143,36 @@ def test_another_run_in_the_same_folder_is_refused(faq, tiny_xlmr):
     train(configured(faq, tiny_xlmr), QUIET)
     with pytest.raises(ConfigError, match="holds a training run with another seed: give another work folder"):
         train(configured(faq, tiny_xlmr, seed=1), QUIET)
+
+
+@pytest.mark.parametrize("changed", [{"decay": 0.9}, {"warmup_steps": 3}])
+def test_a_run_does_not_go_on_under_a_rate_of_another_shape(faq, tiny_xlmr, changed):
+    train(configured(faq, tiny_xlmr), QUIET)
+    schedule = settings(faq, tiny_xlmr)["schedule"] | changed
+    with pytest.raises(ConfigError, match=f"a training run with another schedule.{next(iter(changed))}"):
+        train(configured(faq, tiny_xlmr, schedule=schedule | {"steps": 9}), QUIET)
+
+
+@pytest.mark.parametrize(
+    ("length", "sentence"),
+    [
+        (4096, "max_length is 4096, but .* has positions for"),
+        (8, "leave no room for a passage in max_length=8"),
+    ],
+)
+def test_lengths_that_the_base_cannot_have_are_told_before_training(faq, tiny_xlmr, length, sentence):
+    raw = settings(faq, tiny_xlmr)
+    raw["sets"][0]["max_lengths"] = {32: 0.9, length: 0.1}
+    with pytest.raises((ConfigError, ModelError), match=sentence):
+        train(TrainingConfig.model_validate(raw), QUIET)
+
+
+def test_what_transformers_tokenizers_read_comes_along(faq, tiny_bert):
+    base = faq / "cased"
+    shutil.copytree(tiny_bert, base)
+    (base / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    folder = train(configured(faq, base), QUIET)
+    assert (folder / "tokenizer_config.json").read_text() == '{"do_lower_case": false}'
 
 
 def test_the_weights_are_the_mean_of_the_last_checkpoints(faq, tiny_xlmr):
