@@ -2,8 +2,9 @@
 
     python -m rerank_udf.training.mini.compare --work build/mini --mean a+b=build/a,build/b build/a build/b mini
 
-The same 24 queries a set for every model. The help sets' lists are measured twice: with passages of one other language,
-and mixed with the wrong ones of the asker's own.
+The same 24 queries a set for every model. The help sets' lists are measured twice: with passages of one language, and
+of two: where the right ones are in another language, mixed with wrong ones of the asker's own, and the other way round.
+A model that learnt from the first alone puts whatever is in the asker's language last, and only the second shows it.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ from rerank_udf.training.development import (
     qrels_of,
     ranking_of,
 )
-from rerank_udf.training.mini.collections import SAME_LANGUAGE
+from rerank_udf.training.mini.collections import HELP, SAME_LANGUAGE
 from rerank_udf.training.mini.fusion import by_weight, first_stage_scores, scored
 from rerank_udf.training.mini.recipe import recipe
-from rerank_udf.training.mini.tables import OWN
+from rerank_udf.training.mini.tables import E5, HELP_TITLES, OWN
 from rerank_udf.training.settings import TrainingSet
 from rerank_udf.training.split import split
 from rerank_udf.training.tables import Floats, TrainingTables, read_tables
 
 MIXED = " (mixed)"
-KINDS = ("one language", "another language", "mixed")
+KINDS = ("one language", "another language", "two, right in another", "two, right in the own")
 _OF_EACH = 10
 
 
@@ -55,16 +56,24 @@ _OF_EACH = 10
 @click.option(
     "--mean", "means", multiple=True, metavar="NAME=FOLDER,FOLDER", help="Also a mean, kept as WORK/NAME."
 )
+@click.option("--sets", help="These only, separated by commas.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the figures here as JSON.")
 @click.argument("models", nargs=-1, required=True)
-def main(work: Path, queries: int, means: tuple[str, ...], out: Path | None, models: tuple[str, ...]) -> None:
+def main(
+    work: Path,
+    queries: int,
+    means: tuple[str, ...],
+    sets: str | None,
+    out: Path | None,
+    models: tuple[str, ...],
+) -> None:
     """Compare MODELS: folders, or `mini`."""
     try:
         named = {Path(one).name: local_folder(resolve_model(one, None)) for one in models}
         for one in means:
             name, _, parts = one.partition("=")
             named[name] = mean_of([Path(part) for part in parts.split(",") if part], work / name)
-        table, weights = compare(named, work, queries)
+        table, weights = compare(named, work, queries, None if sets is None else sets.split(","))
     except RerankError as error:
         print(f"compare: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -96,22 +105,21 @@ def mean_of(folders: Sequence[Path], target: Path) -> Path:
 
 
 def compare(
-    models: Mapping[str, Path], work: Path, queries: int
+    models: Mapping[str, Path], work: Path, queries: int, sets: Sequence[str] | None = None
 ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """nDCG@10, a row a set and a kind of sets, columns n, first, teacher, each model; and each model's `by_weight`."""
     config = recipe(Path(), work, work / "model")
     lists: list[HeldOutList] = []
     first: list[Floats] = []
     for one in config.sets:
-        if one.qrels:
+        if one.qrels and (sets is None or one.name in sets):
             tables = read_tables(one)
             found = held_out_lists(tables, split(tables, config.seed), queries)
             lists += found
             first += first_stage_scores(one, found)
-            if OWN in one.rankings:
-                mixed = _mixed(one, tables, found)
-                lists += mixed
-                first += [each.teacher for each in mixed]
+            mixed = _mixed(one, tables, found, work)
+            lists += mixed
+            first += [each.teacher for each in mixed]
     texts = [one.texts for one in lists]
     systems = {FIRST: first, TEACHER: [one.teacher for one in lists]}
     systems |= {name: scored(folder, texts) for name, folder in models.items()}
@@ -130,6 +138,7 @@ def compare(
     table = rows.pivot(index="group", columns="system", values="mean")[list(systems)]
     table.insert(0, "n", rows.drop_duplicates("group").set_index("group")["n"])
     parts = {kind: table[[_kind(name) == kind for name in table.index]] for kind in KINDS}
+    parts = {kind: part for kind, part in parts.items() if len(part)}
     means = pd.DataFrame({kind: part.mean() for kind, part in parts.items()}).T
     means["n"] = [part["n"].sum() for part in parts.values()]
     kinds = [_kind(one.texts.set_name) for one in lists]
@@ -138,16 +147,21 @@ def compare(
 
 
 def _kind(name: str) -> str:
+    own = name.removesuffix(MIXED) in (*SAME_LANGUAGE, HELP_TITLES)
     if name.endswith(MIXED):
-        return KINDS[2]
-    return KINDS[0] if name in SAME_LANGUAGE or name == "help-titles" else KINDS[1]
+        return KINDS[3] if own else KINDS[2]
+    return KINDS[0] if own else KINDS[1]
 
 
-def _mixed(settings: TrainingSet, tables: TrainingTables, lists: list[HeldOutList]) -> list[HeldOutList]:
-    """The same queries over both languages: the first `_OF_EACH` of either list, in the order of e5's cosines."""
+def _mixed(
+    settings: TrainingSet, tables: TrainingTables, lists: list[HeldOutList], work: Path
+) -> list[HeldOutList]:
+    """The same queries over two languages: the first `_OF_EACH` of either, in the order of e5's cosines."""
+    wrong = _wrong_ones_of_the_other_side(settings, work)
+    if wrong is None:
+        return []
     assert settings.teacher is not None
-    rows = pd.read_parquet(str(settings.rankings[OWN].path))
-    own = dict(list(rows.groupby(QUERY_ID)))
+    by_query = dict(list(wrong.groupby(QUERY_ID)))
     text_of = dict(zip(tables.passages.ids, tables.passages.texts, strict=True))
     name = settings.name + MIXED
     found = []
@@ -155,7 +169,7 @@ def _mixed(settings: TrainingSet, tables: TrainingTables, lists: list[HeldOutLis
         query = one.key.split(" ", 1)[1]
         parts = [
             pd.DataFrame({PASSAGE_ID: one.passage_ids, SCORE: one.teacher / settings.teacher.scale}),
-            own.get(query, rows.head(0))[[PASSAGE_ID, SCORE]],
+            by_query.get(query, wrong.head(0))[[PASSAGE_ID, SCORE]],
         ]
         both = pd.concat([part.head(_OF_EACH) for part in parts]).sort_values(
             SCORE, ascending=False, kind="stable"
@@ -167,6 +181,20 @@ def _mixed(settings: TrainingSet, tables: TrainingTables, lists: list[HeldOutLis
             dataclasses.replace(one, key=f"{name} {query}", texts=texts, passage_ids=ids, teacher=cosines)
         )
     return found
+
+
+def _wrong_ones_of_the_other_side(settings: TrainingSet, work: Path) -> pd.DataFrame | None:
+    """query_id, passage_id, score, best first; None for a set that has no such lists.
+
+    Of the titles, whose right page is in their own language: e5's in other languages, without the page itself.
+    """
+    if OWN in settings.rankings:
+        return pd.read_parquet(str(settings.rankings[OWN].path))
+    if settings.name != HELP_TITLES:
+        return None
+    rows = pd.read_parquet(work / "sets" / HELP / f"{E5}.parquet")
+    page, asked = (rows[name].str.split("|").str[1] for name in (PASSAGE_ID, QUERY_ID))
+    return rows[page != asked].sort_values(SCORE, ascending=False, kind="stable")
 
 
 if __name__ == "__main__":
