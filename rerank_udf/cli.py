@@ -92,8 +92,8 @@ def _published_all_the_same(config: JobConfig) -> Iterator[None]:
         yield
     except RerankError as error:
         raise NotEvaluatedError(
-            f"{config.output.reranked} is published, but could not be evaluated: {error} Then run rerank-udf evaluate "
-            "with the same settings; nothing need be scored again"
+            f"{config.output.reranked} is published, but could not be evaluated: {str(error).rstrip('.')}; "
+            "rerank-udf evaluate with the same settings measures it once that is mended, and scores nothing"
         ) from error
 
 

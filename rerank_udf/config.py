@@ -26,8 +26,6 @@ Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 _KIND = re.compile(r"\[|^(constrained|function)-")
 _Section = TypeVar("_Section", bound=BaseModel)
 Truncation = Literal["only_second", "longest_first"]
-
-
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # s3a://, hdfs://, dbfs:/
 
 

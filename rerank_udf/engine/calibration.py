@@ -23,9 +23,8 @@ from rerank_udf.models.cache import cache_root
 from rerank_udf.tokens import PairLimits, PairTokenizer
 
 _PAIRS = 300
-_TEXTS = (
-    "demo"  # 13 languages; read as files, which may lie in a zip, since the demo is no part of the engine
-)
+# In 13 languages; read as files (in a zip, maybe), since the demo is no part of the engine
+_TEXTS = "demo"
 _log = logging.getLogger(__name__)
 
 

@@ -119,7 +119,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_architecture(config: Mapping[str, Any], model: str) -> Architecture:
     """The architecture that a config.json states; `model` is what messages call it.
 
-    Raises ModelError where it is no sequence classifier of a supported family.
+    Raises ModelError where it is no sequence classifier of a supported family, or has an activation that is not
+    computed here.
     """
     model_type = config.get("model_type")
     if model_type not in ENCODER_PREFIXES:
