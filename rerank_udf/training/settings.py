@@ -43,14 +43,14 @@ class Negatives(Settings):
     """How many passages of a list come from where.
 
     `ranking`: candidates, a name in `rankings`, or random; `ranks` from 1, both ends in, among those of the language.
-    `language`: that of the list's right passage, or the query's own: where the answer is in
-    another language, a first stage over several lists passages of both.
+    `language`: that of the list's right passage; or the query's own: where the answer is in another language, a first
+    stage over several lists passages of both; or any.
     """
 
     ranking: str = CANDIDATES
     ranks: tuple[int, int] = (1, 20)
     count: int = Field(ge=1)
-    language: Literal["passage", "query"] = "passage"
+    language: Literal["passage", "query", "any"] = "passage"
 
     @model_validator(mode="after")
     def _ranks_in_order(self) -> Negatives:

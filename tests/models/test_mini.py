@@ -150,6 +150,37 @@ def test_the_parts_come_together_under_xlm_rs_names(
         same(name, values)
 
 
+def test_eight_bit_blocks_are_within_half_a_step_of_every_weight() -> None:
+    generator = np.random.default_rng(3)
+    matrix = (generator.standard_normal((8, 96)) * generator.uniform(0.001, 3, (8, 1))).astype(np.float16)
+    matrix[2, 32:64] = 0
+    tensors = {"m.weight": matrix, "m.bias": matrix[0], "odd.weight": matrix[:, :40]}
+    packed = mini.to_blocks(tensors)
+    assert packed["m.weight"].dtype == np.int8
+    back = mini.from_blocks(packed)
+    assert back.keys() == tensors.keys()
+    for row in range(8):
+        for start in (0, 32, 64):
+            exact = [float(weight) for weight in matrix[row, start : start + 32]]
+            found = [float(weight) for weight in back["m.weight"][row, start : start + 32]]
+            step = max(abs(weight) for weight in exact) / 127 * 1.001  # the scale is rounded to float16
+            assert max(abs(a - b) for a, b in zip(exact, found, strict=True)) <= step / 2 + 1e-8
+    np.testing.assert_array_equal(back["m.bias"], matrix[0])
+    np.testing.assert_array_equal(back["odd.weight"], matrix[:, :40])
+
+
+@pytest.mark.usefixtures("held")
+def test_trained_layers_may_lie_there_in_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "weights" / "trained.safetensors"
+    trained = load_file(path)
+    save_file(mini.to_blocks(trained), path)
+    mini.write_manifest("an imitation", {})
+    assembled = load_file(mini.assembled_folder() / "model.safetensors")
+    for name, values in trained.items():
+        step = np.abs(values).max() / 127
+        np.testing.assert_allclose(assembled[name], values, rtol=1e-3, atol=step, err_msg=name)
+
+
 @pytest.mark.usefixtures("held")
 def test_mini_is_resolved_by_its_manifest_and_assembled_once() -> None:
     written = mini.write_manifest("an imitation", {"layers": 2})

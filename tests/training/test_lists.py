@@ -101,6 +101,15 @@ def test_wrong_passages_may_be_in_the_querys_own_language(faq):
         assert asked not in {TOPICS.index(topic(text)) for text in one.passages[1:]}
 
 
+def test_wrong_passages_may_be_in_any_language(faq):
+    """Without it, every passage of a list is in the right one's language: English here."""
+    wrong = [{"ranking": "candidates", "ranks": [3, 6], "count": 4, "language": "any"}]
+    lists, _ = sampler(configured(faq, languages="same", negatives=wrong, held_out={"queries": 0}))
+    for one in (lists[number] for number in range(100)):
+        assert "about" in one.passages[0]
+        assert sorted("Thema" in text for text in one.passages) == [False] * 3 + [True] * 2
+
+
 def test_a_list_depends_on_its_number_alone(faq):
     config = configured(faq)
     short, long = sampler(config, 50)[0], sampler(config, 200)[0]

@@ -21,8 +21,9 @@ from rerank_udf.errors import RerankError
 from rerank_udf.models import mini
 from rerank_udf.models.cache import file_digest
 from rerank_udf.models.checkpoint import WEIGHTS_FILE
+from rerank_udf.training.mini.abstracts import abstract_collections
 from rerank_udf.training.mini.collections import read_all
-from rerank_udf.training.mini.e5 import BiEncoder
+from rerank_udf.training.mini.encoders import e5
 from rerank_udf.training.mini.fusion import weights_on_held_out
 from rerank_udf.training.mini.recipe import STEPS, recipe
 from rerank_udf.training.mini.tables import write_tables
@@ -37,15 +38,28 @@ _DEVIATIONS = {"dense": 0.05, "out_proj": 0.02}
 @click.command()
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of the retrieval sets.")
 @click.option("--work", required=True, type=click.Path(path_type=Path), help="Where what takes long is kept.")
+@click.option(
+    "--packages", required=True, type=click.Path(path_type=Path), help="Where two archives of PyPI lie."
+)
 @click.option("--steps", default=STEPS, show_default=True, help="Of the whole run.")
 @click.option("--start", type=_FILE, help="Trained layers (safetensors) to begin with.")
 @click.option("--tables-only", is_flag=True, help="Make the tables and stop.")
 @click.option("--install", is_flag=True, help="Put the result into this checkout as the model mini.")
-def main(data: Path, work: Path, steps: int, start: Path | None, tables_only: bool, install: bool) -> None:
+def main(
+    data: Path,
+    work: Path,
+    packages: Path,
+    steps: int,
+    start: Path | None,
+    tables_only: bool,
+    install: bool,
+) -> None:
     """Train mini."""
     console = Console(width=120)
     try:
-        write_tables(list(read_all(data, work)), work, BiEncoder())
+        encoder = e5()
+        collections = [*read_all(data, work, encoder), *abstract_collections(packages, work, encoder)]
+        write_tables(collections, work, encoder)
         if tables_only:
             return
         base = base_model(work, start)
@@ -100,7 +114,7 @@ def install_layers(model: Path) -> None:
         for name, tensor in load_file(model / WEIGHTS_FILE).items()
         if name not in frozen or not np.array_equal(tensor, frozen[name].astype(np.float16))
     }
-    save_file(tensors, mini.WEIGHTS_FOLDER / mini.TRAINED_FILE)
+    save_file(mini.to_blocks(tensors), mini.WEIGHTS_FOLDER / mini.TRAINED_FILE)
     card = (model / CARD_FILE).read_text(encoding="utf-8")
     (mini.WEIGHTS_FOLDER / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     last = json.loads(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from rerank_udf.errors import InputError
-from rerank_udf.training.mini.e5 import PASSAGE, QUERY, BiEncoder, Vectors, cached_vectors
+from rerank_udf.training.mini.encoders import PASSAGE, QUERY, BiEncoder, Vectors, cached_vectors
 from rerank_udf.training.tables import stable_order
 
 SAME_LANGUAGE = (
@@ -104,8 +104,7 @@ def _first_passages(tables: dict[str, pd.DataFrame], most: int) -> dict[str, pd.
     return {"queries": queries, "passages": passages, "qrels": qrels, "candidates": candidates}
 
 
-def read_all(data: Path, work: Path) -> Iterator[Collection]:
+def read_all(data: Path, work: Path, encoder: BiEncoder) -> Iterator[Collection]:
     """Every training set, each with its vectors (the first time: half an hour on two cores)."""
-    encoder = BiEncoder()
     for name in (*SAME_LANGUAGE, AFRIQA, HELP):
         yield read_collection(data, name, work, encoder)

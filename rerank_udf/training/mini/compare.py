@@ -35,10 +35,10 @@ from rerank_udf.training.development import (
     qrels_of,
     ranking_of,
 )
-from rerank_udf.training.mini.collections import HELP, SAME_LANGUAGE
+from rerank_udf.training.mini.collections import HELP
 from rerank_udf.training.mini.fusion import by_weight, first_stage_scores, scored
 from rerank_udf.training.mini.recipe import recipe
-from rerank_udf.training.mini.tables import E5, HELP_TITLES, OWN
+from rerank_udf.training.mini.tables import E5, HELP_TITLES, IN_ONE_LANGUAGE, OWN
 from rerank_udf.training.settings import TrainingSet
 from rerank_udf.training.split import split
 from rerank_udf.training.tables import Floats, TrainingTables, read_tables
@@ -147,7 +147,7 @@ def compare(
 
 
 def _kind(name: str) -> str:
-    own = name.removesuffix(MIXED) in (*SAME_LANGUAGE, HELP_TITLES)
+    own = name.removesuffix(MIXED) in IN_ONE_LANGUAGE
     if name.endswith(MIXED):
         return KINDS[3] if own else KINDS[2]
     return KINDS[0] if own else KINDS[1]

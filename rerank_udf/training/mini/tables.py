@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from rerank_udf.training.mini.abstracts import SENTENCES, TITLES, TOPICS
 from rerank_udf.training.mini.collections import AFRIQA, HELP, SAME_LANGUAGE, Collection
-from rerank_udf.training.mini.e5 import QUERY, BiEncoder, Vectors, cached_vectors
+from rerank_udf.training.mini.encoders import QUERY, BiEncoder, Vectors, cached_vectors
 from rerank_udf.training.tables import stable_order
 
-E5, OWN = "e5", "own"
+E5, OWN, OTHER = "e5", "own", "other"
 HELP_SENTENCES, HELP_TITLES = "help-sentences", "help-titles"
 PROSE, PROSE_SENTENCES = "prose-crosslingual", "prose-sentences"
+IN_ONE_LANGUAGE = (*SAME_LANGUAGE, HELP_TITLES, TITLES, TOPICS)  # question and right passage
 _OWN_LANGUAGE, _OTHER_LANGUAGE, _UNLABELLED = 20, 20, 80  # candidates of e5 for a query
 _PROSE_QUESTIONS = 30_000
 _ENGLISH_SHARE = 0.5  # of them; the others are spread evenly over the languages
@@ -35,12 +37,14 @@ def write_tables(collections: Sequence[Collection], work: Path, encoder: BiEncod
     named = {one.name: one for one in collections}
     for name in (*SAME_LANGUAGE, AFRIQA):
         _write(work, name, named[name], _top_of_all(named[name], _OWN_LANGUAGE))
+    for name in (TITLES, TOPICS, SENTENCES):
+        _write(work, name, named[name], _top_of_all(named[name], _UNLABELLED))
     for one in (_titles_and_leads(named[HELP]), _sentences(named[HELP], work, encoder)):
-        _write(
-            work, one.name, one, _top_by_language(one, _OTHER_LANGUAGE), _below_own_page(one, _OWN_LANGUAGE)
-        )
+        own = {OWN: _below_own_page(one, _OWN_LANGUAGE)}
+        _write(work, one.name, one, _top_by_language(one, _OTHER_LANGUAGE), own)
     titles = _titles(named[HELP])
-    _write(work, titles.name, titles, _top_of_own_language(titles, _OWN_LANGUAGE))
+    other = {OTHER: _other_pages(titles, _OTHER_LANGUAGE)}
+    _write(work, titles.name, titles, _top_of_own_language(titles, _OWN_LANGUAGE), other)
     prose = _prose([named[name] for name in SAME_LANGUAGE])
     _write(work, prose.name, prose, _top_in_one_language(prose, _UNLABELLED))
     sentences = _prose_sentences(prose, named[HELP], work, encoder)
@@ -52,11 +56,11 @@ def _write(
     name: str,
     one: Collection,
     e5: Iterator[tuple[Ints, Ints]],
-    own: Iterator[tuple[Ints, Ints]] | None = None,
+    more: Mapping[str, Iterator[tuple[Ints, Ints]]] | None = None,
 ) -> None:
-    """queries, passages, qrels, candidates (BM25, or e5 where there is none), e5, teacher; own, where it is given.
+    """queries, passages, qrels, candidates (BM25, or e5 where there is none), e5, teacher, and `more` rankings.
 
-    What is in `own` alone has no score of the teacher, which prefers the asker's language.
+    What is in one of the latter alone has no score of the teacher, which prefers the asker's language.
     """
     folder = work / "sets" / name
     if folder.is_dir():
@@ -77,8 +81,7 @@ def _write(
         E5: found,
         "teacher": teacher,
     }
-    if own is not None:
-        tables[OWN] = _ranking(one, own)
+    tables |= {kind: _ranking(one, ranking) for kind, ranking in (more or {}).items()}
     for kind, table in tables.items():
         table.to_parquet(partial / f"{kind}.parquet", index=False)
     partial.rename(folder)
@@ -193,6 +196,15 @@ def _top_in_one_language(one: Collection, count: int) -> Iterator[tuple[Ints, In
 def _not(own: str, names: Sequence[str], turn: int) -> str:
     others = [name for name in names if name != own]
     return others[turn % len(others)]
+
+
+def _other_pages(one: Collection, count: int) -> Iterator[tuple[Ints, Ints]]:
+    """Each title's nearest pages in one language that is not its own, without the page itself: wrong, all of them."""
+    page = one.passages["passage_id"].str.split("|", n=1).str[1].to_numpy()
+    asked = _pages(one.queries).str.split("|", n=1).str[1].to_numpy()
+    for queries, passages in _top_in_one_language(one, count + 1):
+        wrong = page[passages] != asked[queries]
+        yield queries[wrong], passages[wrong]
 
 
 def _pages(queries: pd.DataFrame) -> pd.Series:
