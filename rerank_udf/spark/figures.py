@@ -1,6 +1,6 @@
 """The numbers behind the pictures of report.html: counts in fixed buckets, one aggregation whatever the rows.
 
-No Python runs in these plans, nothing is sorted, and what comes to the driver does not grow with the rows.
+No Python runs in these plans, and what comes to the driver does not grow with the rows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyspark.sql import Column, DataFrame, Row
+from pyspark.sql import Column, DataFrame, Row, Window
 from pyspark.sql import functions as F
 
 from rerank_udf import tables
@@ -114,10 +114,18 @@ def _epoch(moment: str) -> float:
 # --- ranking ---
 
 
-def ranking_figures(decided: Outcome, activation: str) -> dict[str, Any]:
-    """`logits`, `scores` and `movement` of the rows that have a score: one aggregation over the decided rows."""
+def ranking_figures(decided: Outcome, activation: str, own_ranks: bool) -> dict[str, Any]:
+    """`logits`, `scores` and `movement` of the rows that have a score: one aggregation over the decided rows.
+
+    `own_ranks`: the candidates came with ranks. Those may have gaps or ties (10, 20, 30), as ranks from 1 have not, so
+    movement counts places in their order.
+    """
     first, rank = F.col(tables.FIRST_STAGE_RANK), F.col(tables.RANK)
     scored = decided.rows.where(F.col(tables.REASON).isNull() & F.col(tables.LOGIT).isNotNull())
+    if own_ranks:
+        order = Window.partitionBy(tables.QUERY_ID).orderBy(first.asc_nulls_last(), tables.PASSAGE_ID)
+        scored = scored.withColumn("_first", F.when(first.isNotNull(), F.row_number().over(order)))
+        first = F.col("_first")
     groups = scored.groupBy(
         LOGITS.of(F.col(tables.LOGIT)).alias("logit"),
         SCORES.of(F.col(tables.SCORE)).alias("score"),

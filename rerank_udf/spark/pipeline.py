@@ -363,7 +363,7 @@ def publish(job: Job, decided: Outcome) -> None:
     config, report = job.config, job.report
     decided.rejects().write.mode("overwrite").parquet(config.output.rejects.path)
     report.output["rejects"] = config.output.rejects.path
-    report.figures |= ranking_figures(decided, config.ranking.activation)
+    report.figures |= ranking_figures(decided, config.ranking.activation, job.prepared.has_rank)
     _refuse_too_many(job)
     table = _as_published(decided, config)
     facts = {"run_id": report.run_id, "model_key": report.model_key, "rows": report.ranked}

@@ -29,11 +29,13 @@ from rerank_udf.spark.figures import (
     SCORES,
     Buckets,
     lengths_of,
+    ranking_figures,
     scored_parts,
     times_of,
 )
 from rerank_udf.spark.judged import most_changed, write_evaluation
 from rerank_udf.spark.pipeline import run_rerank
+from rerank_udf.spark.ranking import Outcome
 
 pytest.importorskip("jinja2", reason="Jinja2 is not installed (make setup installs it)")
 
@@ -183,6 +185,29 @@ def test_movement_is_that_of_a_plain_loop(hash_model, finished):
     assert found["fell"] == sum(rank > first for first, rank in placed)
     assert found["queries"] == 3
     assert found["first_changed"] == sum(rank == 1 and first > 1 for first, rank in placed)
+
+
+def test_movement_counts_places_where_the_candidates_ranks_have_gaps(spark):
+    """Ranks 10, 20 and 30 left as they are have not risen; a passage that had no rank has not moved."""
+    rows = [
+        ("q1", "a", 10, 1),
+        ("q1", "b", 20, 2),
+        ("q1", "c", 30, 3),
+        ("q1", "d", None, 4),
+        ("q2", "a", 7, 2),
+        ("q2", "b", 9, 1),
+        ("q2", "c", 9, None),
+    ]
+    ranks, rest = "first_stage_rank int, rank int", "logit float, score double, reason string"
+    table = frame(
+        spark,
+        [(*row, 1.0, 0.5, None) for row in rows],
+        f"query_id string, passage_id string, {ranks}, {rest}",
+    )
+    found = ranking_figures(Outcome(table, fused=False), "sigmoid", own_ranks=True)["movement"]
+    assert (found["rose"], found["kept"], found["fell"]) == (1, 3, 1)
+    assert (found["queries"], found["first_changed"]) == (2, 1)
+    assert [row[10] for row in found["cells"]] == [0, 0, 1] + [0] * 7
 
 
 # --- judgements ---
