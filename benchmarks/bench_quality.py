@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 import pandas as pd
-from qualitybench.sets import CRANFIELD, CROSS, DEPTHS, XQUAD, EvaluationSet, read_set
+from qualitybench.sets import DEPTHS, EvaluationSet, read_set
 from qualitybench.systems import e5_cosines, min_max, model_logits, ranked
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +29,7 @@ STUDIES = ("main", "depth", "precision", "length")
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--studies", default=",".join(STUDIES), help="Which of main, depth, precision, length.")
-@click.option("--sets", default=f"{XQUAD},{CROSS},{CRANFIELD}", help="Which sets.")
+@click.option("--sets", default=",".join(DEPTHS), help="Which sets.")
 @click.option(
     "--questions", type=int, help="Evenly chosen ones of each language, for main and depth; all by default."
 )

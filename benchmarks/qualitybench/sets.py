@@ -1,4 +1,4 @@
-"""The evaluation sets as lists of candidates: XQuAD in a language and across languages, Cranfield."""
+"""The evaluation sets as lists of candidates: XQuAD in a language and across languages, SQuAD-it and -es, Cranfield."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 XQUAD, CROSS, CRANFIELD = "xquad", "xquad-cross", "cranfield"
-DEPTHS = {XQUAD: 20, CROSS: 20, CRANFIELD: 100}
-FIRST_STAGES = {XQUAD: "BM25", CROSS: "e5", CRANFIELD: "BM25"}
+SQUAD_IT, SQUAD_ES = "squad-it", "squad-es"
+DEPTHS = {XQUAD: 20, CROSS: 20, SQUAD_IT: 20, SQUAD_ES: 20, CRANFIELD: 100}
+FIRST_STAGES = {CROSS: "e5"}  # of the others BM25
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,14 @@ class EvaluationSet:
     @property
     def first_stage(self) -> str:
         """Whose order the candidates are in."""
-        return FIRST_STAGES[self.name]
+        return FIRST_STAGES.get(self.name, "BM25")
 
 
 def read_set(data: Path, name: str, questions: int | None, depth: int) -> EvaluationSet:
     """All languages of a set; of each the same evenly chosen `questions` (None: all)."""
-    folders = sorted((data / name).iterdir()) if name != CRANFIELD else [data / CRANFIELD]
-    parts = [_read_folder(folder, questions, depth) for folder in folders]
+    one_language = (data / name / "candidates.parquet").is_file()
+    folders = [data / name] if one_language else sorted((data / name).iterdir())
+    parts = [_read_folder(folder, name, questions, depth) for folder in folders]
     return EvaluationSet(
         name,
         {key: text for part in parts for key, text in part.queries.items()},
@@ -50,11 +52,11 @@ def read_set(data: Path, name: str, questions: int | None, depth: int) -> Evalua
     )
 
 
-def _read_folder(folder: Path, questions: int | None, depth: int) -> EvaluationSet:
+def _read_folder(folder: Path, name: str, questions: int | None, depth: int) -> EvaluationSet:
     group = folder.name
     tables = {
-        name: pd.read_parquet(folder / f"{name}.parquet")
-        for name in ("queries", "passages", "candidates", "qrels")
+        table: pd.read_parquet(folder / f"{table}.parquet")
+        for table in ("queries", "passages", "candidates", "qrels")
     }
     asked = _evenly(sorted(set(tables["queries"]["query_id"])), questions)
     qrels = tables["qrels"][tables["qrels"]["query_id"].isin(asked)]
@@ -63,7 +65,7 @@ def _read_folder(folder: Path, questions: int | None, depth: int) -> EvaluationS
     candidates = candidates[candidates["query_id"].isin(asked) & (candidates["rank"] <= depth)]
     queries = tables["queries"][tables["queries"]["query_id"].isin(asked)]
     return EvaluationSet(
-        folder.parent.name if group != CRANFIELD else CRANFIELD,
+        name,
         {f"{group}/{key}": text for key, text in _pairs(queries, "query_id", "query")},
         {f"{group}/{key}": text for key, text in _pairs(tables["passages"], "passage_id", "passage")},
         _prefixed(candidates, group).assign(group=group),
