@@ -12,11 +12,13 @@ import pandas as pd
 from rerank_udf.training.mini.abstracts import SENTENCES, TITLES, TOPICS
 from rerank_udf.training.mini.collections import AFRIQA, HELP, SAME_LANGUAGE, Collection
 from rerank_udf.training.mini.encoders import QUERY, BiEncoder, Vectors, cached_vectors
+from rerank_udf.training.split import groups_held_out
 from rerank_udf.training.tables import stable_order
 
 E5, OWN, OTHER = "e5", "own", "other"
 HELP_SENTENCES, HELP_TITLES = "help-sentences", "help-titles"
-PROSE, PROSE_SENTENCES = "prose-crosslingual", "prose-sentences"
+PROSE, PROSE_SENTENCES, PROSE_ANSWERS = "prose-crosslingual", "prose-sentences", "prose-answers"
+SEED, HELD_OUT = 0, 40  # of each set in one language
 IN_ONE_LANGUAGE = (*SAME_LANGUAGE, HELP_TITLES, TITLES, TOPICS)  # question and right passage
 _OWN_LANGUAGE, _OTHER_LANGUAGE, _UNLABELLED = 20, 20, 80  # candidates of e5 for a query
 _PROSE_QUESTIONS = 30_000
@@ -47,6 +49,9 @@ def write_tables(collections: Sequence[Collection], work: Path, encoder: BiEncod
     _write(work, titles.name, titles, _top_of_own_language(titles, _OWN_LANGUAGE), other)
     prose = _prose([named[name] for name in SAME_LANGUAGE])
     _write(work, prose.name, prose, _top_in_one_language(prose, _UNLABELLED))
+    answers = _prose_answers(prose, [named[name] for name in SAME_LANGUAGE])
+    other = {OTHER: _top_in_one_language(answers, _OTHER_LANGUAGE)}
+    _write(work, answers.name, answers, _top_of_own_language(answers, _OWN_LANGUAGE), other)
     sentences = _prose_sentences(prose, named[HELP], work, encoder)
     _write(work, sentences.name, sentences, _top_of_own_language(sentences, _UNLABELLED))
 
@@ -290,6 +295,41 @@ def _prose(collections: Sequence[Collection]) -> Collection:
         vectors[rows],
         np.concatenate([one.passage_vectors for one in collections]),
     )
+
+
+def _prose_answers(prose: Collection, collections: Sequence[Collection]) -> Collection:
+    """The prose's questions with what answers them in their own language, for lists that have wrong ones in another.
+
+    Without what the sets in one language hold out.
+    """
+    kept = [questions_trained_on(one.qrels) for one in collections]
+    qrels = pd.concat([_prefixed(one, rows, "query_id") for one, rows in zip(collections, kept, strict=True)])
+    places = [_prefixed(one, rows, "passage_id") for one, rows in zip(collections, kept, strict=True)]
+    qrels["passage_id"] = pd.concat(places)["passage_id"]
+    bm25 = pd.concat([_prefixed(one, one.candidates, "query_id") for one in collections])
+    bm25["passage_id"] = pd.concat([_prefixed(one, one.candidates, "passage_id") for one in collections])[
+        "passage_id"
+    ]
+    rows = np.flatnonzero(prose.queries["query_id"].isin(qrels["query_id"]))
+    queries = prose.queries.iloc[rows].reset_index(drop=True)
+    asked = set(queries["query_id"])
+    return Collection(
+        PROSE_ANSWERS,
+        queries,
+        prose.passages,
+        qrels[qrels["query_id"].isin(asked)].reset_index(drop=True),
+        bm25[bm25["query_id"].isin(asked)].reset_index(drop=True),
+        prose.query_vectors[rows],
+        prose.passage_vectors,
+    )
+
+
+def questions_trained_on(qrels: pd.DataFrame) -> pd.DataFrame:
+    """Judgements of the queries that `split` leaves to train on, of a set that holds out `HELD_OUT` by passage."""
+    first = qrels.drop_duplicates("query_id")["passage_id"].to_numpy(dtype=np.str_)
+    hidden = qrels["passage_id"].isin(groups_held_out(first, HELD_OUT, SEED))
+    touched = qrels.loc[hidden, "query_id"]
+    return qrels[~qrels["query_id"].isin(touched)]
 
 
 def _prose_sentences(prose: Collection, help_pages: Collection, work: Path, encoder: BiEncoder) -> Collection:
