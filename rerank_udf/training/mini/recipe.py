@@ -27,8 +27,8 @@ from rerank_udf.training.settings import TrainingConfig
 STEPS = 12_000
 _COSINE_SCALE = 50.0  # e5 was trained with a temperature of .01 and spreads its cosines over .7 to .95
 # In the help lists the right page is in another language than the question, and the wrong ones are in both; in the
-# titles' and the prose's answers it is in the question's own. They weigh about the same, with questions on both sides,
-# or a language by itself would count for or against a passage.
+# titles' and the prose's answers it is in the question's own. They weigh about the same, so that a language by itself
+# should say nothing. Over help pages it still does: the model tells these apart from titles and from prose.
 _SHARES = {
     "same": 0.24,
     HELP: 0.08,
