@@ -21,7 +21,7 @@ import pandas as pd
 
 from rerank_udf.errors import InputError
 from rerank_udf.models.cache import file_digest
-from rerank_udf.training.mini.collections import Collection
+from rerank_udf.training.mini.collections import Collection, sentences_of
 from rerank_udf.training.mini.encoders import PASSAGE, QUERY, BiEncoder, Vectors, cached_vectors, minilm
 from rerank_udf.training.tables import stable_order
 
@@ -139,8 +139,11 @@ def _own(pool: pd.DataFrame) -> pd.DataFrame:
 
 def _one_sentence_each(articles: pd.DataFrame) -> Iterator[tuple[str, str]]:
     for row, (key, text) in enumerate(zip(articles["passage_id"], articles["passage"], strict=True)):
-        sentences = re.split(r"(?<=[.?!])\s+(?=[A-Z])", text)
-        fitting = [one for one in sentences if _SENTENCE_CHARACTERS[0] <= len(one) <= _SENTENCE_CHARACTERS[1]]
+        fitting = [
+            one
+            for one in sentences_of(text)
+            if _SENTENCE_CHARACTERS[0] <= len(one) <= _SENTENCE_CHARACTERS[1]
+        ]
         if fitting:
             yield f"{key}|sentence", fitting[row % len(fitting)]
 

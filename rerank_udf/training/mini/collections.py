@@ -108,3 +108,8 @@ def read_all(data: Path, work: Path, encoder: BiEncoder) -> Iterator[Collection]
     """Every training set, each with its vectors (the first time: half an hour on two cores)."""
     for name in (*SAME_LANGUAGE, AFRIQA, HELP):
         yield read_collection(data, name, work, encoder)
+
+
+def sentences_of(text: str) -> list[str]:
+    """Sentences, as full stops have them."""
+    return [one.strip() for one in text.replace("。", "。\n").replace(". ", ".\n").split("\n")]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from rerank_udf.training.mini.abstracts import SENTENCES, TITLES, TOPICS
-from rerank_udf.training.mini.collections import AFRIQA, HELP, SAME_LANGUAGE, Collection
+from rerank_udf.training.mini.collections import AFRIQA, HELP, SAME_LANGUAGE, Collection, sentences_of
 from rerank_udf.training.mini.encoders import QUERY, BiEncoder, Vectors, cached_vectors
 from rerank_udf.training.split import groups_held_out
 from rerank_udf.training.tables import stable_order
@@ -257,7 +257,9 @@ def _sentences(one: Collection, work: Path, encoder: BiEncoder) -> Collection:
     qrels: list[tuple[str, str, int]] = []
     for row in chosen.tolist():
         passage_id, text, lang = pages.iloc[row][["passage_id", "passage", "lang"]]
-        found = [s for s in _split(text)[1:] if _SENTENCE_CHARACTERS[0] <= len(s) <= _SENTENCE_CHARACTERS[1]]
+        found = [
+            s for s in sentences_of(text)[1:] if _SENTENCE_CHARACTERS[0] <= len(s) <= _SENTENCE_CHARACTERS[1]
+        ]
         answers = [other for other in others[page_of.iloc[row]] if other != passage_id]
         if found and answers and len(queries) < _SENTENCES:
             query_id = f"{passage_id}|sentence"
@@ -302,14 +304,8 @@ def _prose_answers(prose: Collection, collections: Sequence[Collection]) -> Coll
 
     Without what the sets in one language hold out.
     """
-    kept = [questions_trained_on(one.qrels) for one in collections]
-    qrels = pd.concat([_prefixed(one, rows, "query_id") for one, rows in zip(collections, kept, strict=True)])
-    places = [_prefixed(one, rows, "passage_id") for one, rows in zip(collections, kept, strict=True)]
-    qrels["passage_id"] = pd.concat(places)["passage_id"]
-    bm25 = pd.concat([_prefixed(one, one.candidates, "query_id") for one in collections])
-    bm25["passage_id"] = pd.concat([_prefixed(one, one.candidates, "passage_id") for one in collections])[
-        "passage_id"
-    ]
+    qrels = pd.concat([_prefixed_pairs(one, questions_trained_on(one.qrels)) for one in collections])
+    bm25 = pd.concat([_prefixed_pairs(one, one.candidates) for one in collections])
     rows = np.flatnonzero(prose.queries["query_id"].isin(qrels["query_id"]))
     queries = prose.queries.iloc[rows].reset_index(drop=True)
     asked = set(queries["query_id"])
@@ -345,7 +341,7 @@ def _prose_sentences(prose: Collection, help_pages: Collection, work: Path, enco
     for row in source.tolist():
         passage_id, text, lang = passages.iloc[row][["passage_id", "passage", "lang"]]
         shortest, longest = _PROSE_SENTENCE_CHARACTERS.get(lang, _PROSE_SENTENCE_OTHERWISE)
-        found = [one for one in _split(text) if shortest <= len(one) <= longest]
+        found = [one for one in sentences_of(text) if shortest <= len(one) <= longest]
         if found:
             queries.append((f"{passage_id}|sentence", found[row % len(found)], lang))
     asked = pd.DataFrame(queries, columns=["query_id", "query", "lang"])
@@ -360,10 +356,9 @@ def _prose_sentences(prose: Collection, help_pages: Collection, work: Path, enco
     )
 
 
-def _split(text: str) -> list[str]:
-    """Sentences, as full stops have them."""
-    return [one.strip() for one in text.replace("。", "。\n").replace(". ", ".\n").split("\n")]
-
-
 def _prefixed(one: Collection, table: pd.DataFrame, column: str) -> pd.DataFrame:
     return table.assign(**{column: f"{one.name}/" + table[column]})
+
+
+def _prefixed_pairs(one: Collection, table: pd.DataFrame) -> pd.DataFrame:
+    return _prefixed(one, _prefixed(one, table, "query_id"), "passage_id")
