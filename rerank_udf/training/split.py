@@ -36,7 +36,7 @@ def split(tables: TrainingTables, seed: int) -> Split:
         return _by_query(tables, asked, kept_passages, seed)
     groups = np.array(_groups(tables, tables.passages.ids))
     first = np.array([groups[tables.relevant[query][0]] for query in asked.tolist()])
-    chosen = groups_held_out(first, tables.settings.held_out.queries, seed)
+    chosen = _groups_held_out(first, tables.settings.held_out.queries, seed)
     kept_passages = np.isin(groups, chosen)
     touched = np.array([bool(kept_passages[tables.relevant[query]].any()) for query in asked.tolist()], bool)
     candidates = asked[np.isin(first, chosen)]
@@ -45,7 +45,7 @@ def split(tables: TrainingTables, seed: int) -> Split:
 
 def _by_query(tables: TrainingTables, asked: Ints, kept: npt.NDArray[np.bool_], seed: int) -> Split:
     groups = np.array(_groups(tables, [tables.queries.ids[query] for query in asked.tolist()]))
-    held = np.isin(groups, groups_held_out(groups, tables.settings.held_out.queries, seed))
+    held = np.isin(groups, _groups_held_out(groups, tables.settings.held_out.queries, seed))
     return Split(asked[~held], _at_most(tables, asked[held], seed), kept)
 
 
@@ -63,7 +63,7 @@ def _groups(tables: TrainingTables, ids: list[str]) -> list[str]:
     return [str(match[1]) for match in found if match]
 
 
-def groups_held_out(groups: npt.NDArray[np.str_], queries: int, seed: int) -> npt.NDArray[np.str_]:
+def _groups_held_out(groups: npt.NDArray[np.str_], queries: int, seed: int) -> npt.NDArray[np.str_]:
     """Names of the groups that are held out, of every query's group: str (queries,).
 
     They are taken in a stable random order until they have `queries` queries, but never more than a fifth of them.

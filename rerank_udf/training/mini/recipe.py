@@ -17,8 +17,9 @@ from rerank_udf.training.mini.tables import (
     HELP_TITLES,
     OTHER,
     OWN,
+    OWN_LEADS,
+    OWN_SENTENCES,
     PROSE,
-    PROSE_ANSWERS,
     PROSE_SENTENCES,
     SEED,
 )
@@ -26,21 +27,22 @@ from rerank_udf.training.settings import TrainingConfig
 
 STEPS = 12_000
 _COSINE_SCALE = 50.0  # e5 was trained with a temperature of .01 and spreads its cosines over .7 to .95
-# In the help lists the right page is in another language than the question, and the wrong ones are in both; in the
-# titles' and the prose's answers it is in the question's own. They weigh about the same, so that a language by itself
-# should say nothing. Over help pages it still does: the model tells these apart from titles and from prose.
+# In two of the help sets the right page is in another language than the question, and the wrong ones are in both; in
+# three it is in the question's own. They weigh the same for each kind of question (a page's title, its lead, another of
+# its sentences): a model that finds the right page of a kind in one language alone learns that language.
 _SHARES = {
     "same": 0.24,
-    HELP: 0.08,
+    HELP: 0.09,
     HELP_SENTENCES: 0.08,
-    HELP_TITLES: 0.06,
-    PROSE_ANSWERS: 0.12,
-    PROSE: 0.1,
+    HELP_TITLES: 0.04,
+    OWN_LEADS: 0.05,
+    OWN_SENTENCES: 0.08,
+    PROSE: 0.11,
     PROSE_SENTENCES: 0.06,
     AFRIQA: 0.05,
     TITLES: 0.04,
     TOPICS: 0.06,
-    SENTENCES: 0.11,
+    SENTENCES: 0.09,
 }
 _LENGTHS = {128: 0.45, 192: 0.4, 320: 0.15}
 _SHORT = {128: 0.7, 192: 0.3}
@@ -64,11 +66,12 @@ LICENCES = {
     HELP: "MPL-2.0 (LibreOffice), CC BY-SA 3.0 (GNOME)",
     HELP_SENTENCES: "as help-crosslingual",
     HELP_TITLES: "as help-crosslingual",
+    OWN_LEADS: "as help-crosslingual",
+    OWN_SENTENCES: "as help-crosslingual",
     TITLES: MEDLINE,
     TOPICS: MEDLINE,
     SENTENCES: MEDLINE,
     PROSE: "as the sets in one language",
-    PROSE_ANSWERS: "as the sets in one language",
     PROSE_SENTENCES: "as the sets in one language and help-crosslingual",
 }
 
@@ -125,7 +128,10 @@ def recipe(
     sets += [
         _with(OWN, work, _set(work, HELP, _SHARES[HELP], mixed, 250, pages)),
         _with(OWN, work, _set(work, HELP_SENTENCES, _SHARES[HELP_SENTENCES], mixed, 100, pages)),
-        _with(OTHER, work, _set(work, HELP_TITLES, _SHARES[HELP_TITLES], _own_among_others(), 100, pages)),
+        *(
+            _with(OTHER, work, _set(work, one, _SHARES[one], _own_among_others(), 100, pages))
+            for one in (HELP_TITLES, OWN_LEADS, OWN_SENTENCES)
+        ),
         _set(work, AFRIQA, _SHARES[AFRIQA], _gold("any"), 100),
     ]
     unlabelled = {"qrels": None, "languages": "any", "negatives": _spread(), "max_lengths": _SHORT}
@@ -133,7 +139,6 @@ def recipe(
     sets.append(
         _set(work, PROSE_SENTENCES, _SHARES[PROSE_SENTENCES], {**unlabelled, "max_lengths": _LENGTHS}, 0)
     )
-    sets.append(_with(OTHER, work, _set(work, PROSE_ANSWERS, _SHARES[PROSE_ANSWERS], _own_among_others(), 0)))
     topical = {"languages": "any", "negatives": _topical()}
     deep = {"by": "query", "depth": 100}
     sets += [

@@ -11,19 +11,27 @@ import pandas as pd
 
 from rerank_udf.training.mini.abstracts import SENTENCES, TITLES, TOPICS
 from rerank_udf.training.mini.collections import AFRIQA, HELP, SAME_LANGUAGE, Collection, sentences_of
-from rerank_udf.training.mini.encoders import QUERY, BiEncoder, Vectors, cached_vectors
-from rerank_udf.training.split import groups_held_out
+from rerank_udf.training.mini.encoders import PASSAGE, QUERY, BiEncoder, Vectors, cached_vectors
 from rerank_udf.training.tables import stable_order
 
 E5, OWN, OTHER = "e5", "own", "other"
 HELP_SENTENCES, HELP_TITLES = "help-sentences", "help-titles"
-PROSE, PROSE_SENTENCES, PROSE_ANSWERS = "prose-crosslingual", "prose-sentences", "prose-answers"
+OWN_LEADS, OWN_SENTENCES = "help-own-leads", "help-own-sentences"
+PROSE, PROSE_SENTENCES = "prose-crosslingual", "prose-sentences"
 SEED, HELD_OUT = 0, 40  # of each set in one language
-IN_ONE_LANGUAGE = (*SAME_LANGUAGE, HELP_TITLES, TITLES, TOPICS)  # question and right passage
+IN_ONE_LANGUAGE = (
+    *SAME_LANGUAGE,
+    HELP_TITLES,
+    OWN_LEADS,
+    OWN_SENTENCES,
+    TITLES,
+    TOPICS,
+)  # question and right passage
 _OWN_LANGUAGE, _OTHER_LANGUAGE, _UNLABELLED = 20, 20, 80  # candidates of e5 for a query
 _PROSE_QUESTIONS = 30_000
 _ENGLISH_SHARE = 0.5  # of them; the others are spread evenly over the languages
 _SENTENCES = 12_000
+_OWN_PAGES, _SHORTEST_PAGE = 6000, 120  # of a kind of question; characters beside the question itself
 _SENTENCE_CHARACTERS = (25, 160)
 _PROSE_SENTENCE_CHARACTERS = {"ja": (25, 110), "zh": (25, 110), "ko": (30, 140)}
 _PROSE_SENTENCE_OTHERWISE = (60, 280)
@@ -41,19 +49,21 @@ def write_tables(collections: Sequence[Collection], work: Path, encoder: BiEncod
         _write(work, name, named[name], _top_of_all(named[name], _OWN_LANGUAGE))
     for name in (TITLES, TOPICS, SENTENCES):
         _write(work, name, named[name], _top_of_all(named[name], _UNLABELLED))
-    for one in (_titles_and_leads(named[HELP]), _sentences(named[HELP], work, encoder)):
+    asked, sentences = _titles_and_leads(named[HELP]), _sentences(named[HELP], work, encoder)
+    for one in (asked, sentences):
         own = {OWN: _below_own_page(one, _OWN_LANGUAGE)}
         _write(work, one.name, one, _top_by_language(one, _OTHER_LANGUAGE), own)
-    titles = _titles(named[HELP])
-    other = {OTHER: _other_pages(titles, _OTHER_LANGUAGE)}
-    _write(work, titles.name, titles, _top_of_own_language(titles, _OWN_LANGUAGE), other)
+    for one in (
+        _titles(named[HELP]),
+        own_pages(OWN_LEADS, asked, "|lead", work, encoder),
+        own_pages(OWN_SENTENCES, sentences, "|sentence", work, encoder),
+    ):
+        other = {OTHER: _other_pages(one, _OTHER_LANGUAGE)}
+        _write(work, one.name, one, _top_of_own_language(one, _OWN_LANGUAGE), other)
     prose = _prose([named[name] for name in SAME_LANGUAGE])
     _write(work, prose.name, prose, _top_in_one_language(prose, _UNLABELLED))
-    answers = _prose_answers(prose, [named[name] for name in SAME_LANGUAGE])
-    other = {OTHER: _top_in_one_language(answers, _OTHER_LANGUAGE)}
-    _write(work, answers.name, answers, _top_of_own_language(answers, _OWN_LANGUAGE), other)
-    sentences = _prose_sentences(prose, named[HELP], work, encoder)
-    _write(work, sentences.name, sentences, _top_of_own_language(sentences, _UNLABELLED))
+    of_prose = _prose_sentences(prose, named[HELP], work, encoder)
+    _write(work, of_prose.name, of_prose, _top_of_own_language(of_prose, _UNLABELLED))
 
 
 def _write(
@@ -204,7 +214,7 @@ def _not(own: str, names: Sequence[str], turn: int) -> str:
 
 
 def _other_pages(one: Collection, count: int) -> Iterator[tuple[Ints, Ints]]:
-    """Each title's nearest pages in one language that is not its own, without the page itself: wrong, all of them."""
+    """Each question's nearest pages in one language that is not its own, without the page itself: all wrong."""
     page = one.passages["passage_id"].str.split("|", n=1).str[1].to_numpy()
     asked = _pages(one.queries).str.split("|", n=1).str[1].to_numpy()
     for queries, passages in _top_in_one_language(one, count + 1):
@@ -231,6 +241,31 @@ def _titles(one: Collection) -> Collection:
         one.candidates[asked],
         one.query_vectors[rows],
         one.passage_vectors,
+    )
+
+
+def own_pages(name: str, one: Collection, kind: str, work: Path, encoder: BiEncoder) -> Collection:
+    """Help pages asked for, in their own language, by a text that was cut out of them.
+
+    Among them, so that no page is wrong because it is whole; a page keeps its id.
+    """
+    asked = one.queries["query_id"].str.endswith(kind).to_numpy()
+    rows = np.flatnonzero(asked)
+    rows = rows[stable_order(list(one.queries["query_id"].iloc[rows]), seed=6)]
+    queries = one.queries.iloc[rows]
+    pages = one.passages.set_index("passage_id").loc[_pages(queries)].reset_index()
+    texts = zip(pages["passage"], queries["query"], strict=True)
+    pages["passage"] = [" ".join(page.replace(question, " ", 1).split()) for page, question in texts]
+    kept = np.flatnonzero((pages["passage"].str.len() >= _SHORTEST_PAGE).to_numpy())[:_OWN_PAGES]
+    queries, pages = (table.iloc[kept].reset_index(drop=True) for table in (queries, pages))
+    return Collection(
+        name,
+        queries,
+        pages,
+        pd.DataFrame({"query_id": queries["query_id"], "passage_id": pages["passage_id"], "relevance": 1}),
+        one.candidates.iloc[:0],
+        one.query_vectors[rows[kept]],
+        cached_vectors(encoder, list(pages["passage"]), PASSAGE, work / "vectors"),
     )
 
 
@@ -299,35 +334,6 @@ def _prose(collections: Sequence[Collection]) -> Collection:
     )
 
 
-def _prose_answers(prose: Collection, collections: Sequence[Collection]) -> Collection:
-    """The prose's questions with what answers them in their own language, for lists that have wrong ones in another.
-
-    Without what the sets in one language hold out.
-    """
-    qrels = pd.concat([_prefixed_pairs(one, questions_trained_on(one.qrels)) for one in collections])
-    bm25 = pd.concat([_prefixed_pairs(one, one.candidates) for one in collections])
-    rows = np.flatnonzero(prose.queries["query_id"].isin(qrels["query_id"]))
-    queries = prose.queries.iloc[rows].reset_index(drop=True)
-    asked = set(queries["query_id"])
-    return Collection(
-        PROSE_ANSWERS,
-        queries,
-        prose.passages,
-        qrels[qrels["query_id"].isin(asked)].reset_index(drop=True),
-        bm25[bm25["query_id"].isin(asked)].reset_index(drop=True),
-        prose.query_vectors[rows],
-        prose.passage_vectors,
-    )
-
-
-def questions_trained_on(qrels: pd.DataFrame) -> pd.DataFrame:
-    """Judgements of the queries that `split` leaves to train on, of a set that holds out `HELD_OUT` by passage."""
-    first = qrels.drop_duplicates("query_id")["passage_id"].to_numpy(dtype=np.str_)
-    hidden = qrels["passage_id"].isin(groups_held_out(first, HELD_OUT, SEED))
-    touched = qrels.loc[hidden, "query_id"]
-    return qrels[~qrels["query_id"].isin(touched)]
-
-
 def _prose_sentences(prose: Collection, help_pages: Collection, work: Path, encoder: BiEncoder) -> Collection:
     """A sentence of a passage over the passages of its language without that one; nothing is judged."""
     passages = pd.concat(
@@ -358,7 +364,3 @@ def _prose_sentences(prose: Collection, help_pages: Collection, work: Path, enco
 
 def _prefixed(one: Collection, table: pd.DataFrame, column: str) -> pd.DataFrame:
     return table.assign(**{column: f"{one.name}/" + table[column]})
-
-
-def _prefixed_pairs(one: Collection, table: pd.DataFrame) -> pd.DataFrame:
-    return _prefixed(one, _prefixed(one, table, "query_id"), "passage_id")
