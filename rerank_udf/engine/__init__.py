@@ -111,11 +111,14 @@ def resolve_scorer(
     precision: str = "auto",
     device: str = "auto",
     max_tokens_per_batch: int | None = None,
+    calibrate: bool = True,
 ) -> ScorerPlan:
     """Resolve a scorer's settings without loading it or torch.
 
-    With precision "auto", `device` says for which device it is meant; "auto" there is this machine's own. Raises
-    ConfigError for settings that contradict each other, ModelError for a model that is absent or unfit.
+    With precision "auto", `device` says for which device it is meant; "auto" there is this machine's own. With
+    "int8", a model that was never calibrated is calibrated now, which loads it; without `calibrate` it stays so: its
+    plan is for looking, nothing can be kept under that `model_key`. Raises ConfigError for settings that contradict
+    each other, ModelError for a model that is absent or unfit.
     """
     limits = PairLimits(max_length, query_max_length, truncation)
     if max_tokens_per_batch is not None and max_tokens_per_batch < 1:
@@ -129,9 +132,9 @@ def resolve_scorer(
     chosen = resolve_precision(precision, device)
     ranges = None
     if chosen == "int8":
-        from rerank_udf.engine.calibration import kept_ranges
+        from rerank_udf.engine.calibration import kept_ranges, ranges_if_kept
 
-        ranges = kept_ranges(files)
+        ranges = kept_ranges(files) if calibrate else ranges_if_kept(files)
     return ScorerPlan(files, limits, chosen, device, max_tokens_per_batch, ranges)
 
 

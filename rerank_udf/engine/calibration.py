@@ -6,6 +6,7 @@ import importlib.resources
 import logging
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from rerank_udf.engine.int8 import measure_ranges
 from rerank_udf.engine.weights import ModelWeights, read_weights
 from rerank_udf.identity import text_key
 from rerank_udf.machine import task_threads
-from rerank_udf.models import ModelFiles, local_folder
+from rerank_udf.models import ModelFiles, local_folder, tokenizer_folder
 from rerank_udf.models.cache import cache_root
 from rerank_udf.tokens import PairLimits, PairTokenizer
 
@@ -35,21 +36,32 @@ def kept_ranges(files: ModelFiles) -> bytes:
     pairs of the demo's texts in float32, under a lock. Raises ModelError where the model's files are not as expected.
     """
     folder = local_folder(files)
-    name = file_name(files)
-    elsewhere = cache_root() / "int8" / name
-    places = [folder / name, elsewhere]
-    for place in places:
-        if place.is_file():
-            return place.read_bytes()
+    places = _places(folder, files)
+    elsewhere = places[1]
+    if (kept := _first(places)) is not None:
+        return kept
     elsewhere.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(elsewhere.with_suffix(".lock")):
-        for place in places:
-            if place.is_file():
-                return place.read_bytes()
+        if (kept := _first(places)) is not None:  # another process has measured meanwhile
+            return kept
         _log.warning("calibrating %s for int8 on %d pairs; kept for the next time", files.name, _PAIRS)
         data = _measured(folder)
         _keep(data, places[0] if os.access(folder, os.W_OK) else places[1])
     return data
+
+
+def ranges_if_kept(files: ModelFiles) -> bytes | None:
+    """What `kept_ranges` would read; None where it would measure. No weights are read or fetched."""
+    return _first(_places(tokenizer_folder(files), files))
+
+
+def _places(folder: Path, files: ModelFiles) -> tuple[Path, Path]:
+    name = file_name(files)
+    return folder / name, cache_root() / "int8" / name
+
+
+def _first(places: Iterable[Path]) -> bytes | None:
+    return next((place.read_bytes() for place in places if place.is_file()), None)
 
 
 def file_name(files: ModelFiles) -> str:

@@ -85,7 +85,7 @@ def estimate(spark: SparkSession, config: JobConfig) -> Estimate:
 
 def _known(spark: SparkSession, config: JobConfig) -> KnownFacts | None:
     """What the score store has under this job's model_key."""
-    key = plan_for_job(spark, config.model).model_key
+    key = plan_for_job(spark, config.model, calibrate=False).model_key
     return known_facts(open_store(spark, config.store, config.store_path()).facts(key))
 
 

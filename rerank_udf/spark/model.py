@@ -43,11 +43,12 @@ def plan_for_functions(model: str, scorer: dict[str, Any]) -> Loadable:
     return LoadedOnExecutor(found, settings)
 
 
-def plan_for_job(spark: SparkSession, model: Model) -> ScorerPlan:
+def plan_for_job(spark: SparkSession, model: Model, *, calibrate: bool = True) -> ScorerPlan:
     """The job's scorer, fully resolved: files digested, revision pinned, precision settled, `model_key` known.
 
     Where the driver does not see the path, or is not a machine that scores, a one-row task resolves it on an
-    executor. Raises ModelError where the model cannot be used, ConfigError for settings that do not fit it.
+    executor. `calibrate` as in `resolve_scorer`. Raises ModelError where the model cannot be used, ConfigError for
+    settings that do not fit it.
     """
     settings = {
         "max_length": model.max_length,
@@ -56,6 +57,7 @@ def plan_for_job(spark: SparkSession, model: Model) -> ScorerPlan:
         "precision": model.precision,
         "device": model.device,
         "max_tokens_per_batch": None if model.max_tokens_per_batch == "auto" else model.max_tokens_per_batch,
+        "calibrate": calibrate,
     }
     found = on_driver(model.name, model.revision)
     if isinstance(found, str) or not is_local(spark):

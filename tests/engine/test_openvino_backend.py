@@ -141,7 +141,13 @@ def test_other_ranges_are_another_model_key() -> None:
 
 def test_calibration_is_kept_beside_the_model(tiny_bert: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_bert, tmp_path / "model")
+    before = sorted(path.name for path in folder.iterdir())
+    look = resolve_scorer(str(folder), precision="int8", device="cpu", max_length=64, calibrate=False)
+    assert sorted(path.name for path in folder.iterdir()) == before
     plan = resolve_scorer(str(folder), precision="int8", device="cpu", max_length=64)
+    assert plan.model_key != look.model_key
+    looked_again = resolve_scorer(str(folder), precision="int8", device="cpu", max_length=64, calibrate=False)
+    assert looked_again.model_key == plan.model_key
     assert (folder / file_name(plan.files)).read_bytes() == plan.ranges
     (folder / file_name(plan.files)).write_bytes(Ranges.from_bytes(plan.ranges or b"").to_bytes())
     assert (

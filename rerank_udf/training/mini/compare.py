@@ -35,10 +35,9 @@ from rerank_udf.training.development import (
     qrels_of,
     ranking_of,
 )
-from rerank_udf.training.mini.collections import HELP
 from rerank_udf.training.mini.fusion import by_weight, first_stage_scores, scored
 from rerank_udf.training.mini.recipe import recipe
-from rerank_udf.training.mini.tables import E5, HELP_TITLES, IN_ONE_LANGUAGE, OWN
+from rerank_udf.training.mini.tables import IN_ONE_LANGUAGE, OTHER, OWN
 from rerank_udf.training.settings import TrainingSet
 from rerank_udf.training.split import split
 from rerank_udf.training.tables import Floats, TrainingTables, read_tables
@@ -117,7 +116,7 @@ def compare(
             found = held_out_lists(tables, split(tables, config.seed), queries)
             lists += found
             first += first_stage_scores(one, found)
-            mixed = _mixed(one, tables, found, work)
+            mixed = _mixed(one, tables, found)
             lists += mixed
             first += [each.teacher for each in mixed]
     texts = [one.texts for one in lists]
@@ -153,11 +152,9 @@ def _kind(name: str) -> str:
     return KINDS[0] if own else KINDS[1]
 
 
-def _mixed(
-    settings: TrainingSet, tables: TrainingTables, lists: list[HeldOutList], work: Path
-) -> list[HeldOutList]:
+def _mixed(settings: TrainingSet, tables: TrainingTables, lists: list[HeldOutList]) -> list[HeldOutList]:
     """The same queries over two languages: the first `_OF_EACH` of either, in the order of e5's cosines."""
-    wrong = _wrong_ones_of_the_other_side(settings, work)
+    wrong = _wrong_ones_of_the_other_side(settings)
     if wrong is None:
         return []
     assert settings.teacher is not None
@@ -183,18 +180,12 @@ def _mixed(
     return found
 
 
-def _wrong_ones_of_the_other_side(settings: TrainingSet, work: Path) -> pd.DataFrame | None:
-    """query_id, passage_id, score, best first; None for a set that has no such lists.
-
-    Of the titles, whose right page is in their own language: e5's in other languages, without the page itself.
-    """
-    if OWN in settings.rankings:
-        return pd.read_parquet(str(settings.rankings[OWN].path))
-    if settings.name != HELP_TITLES:
-        return None
-    rows = pd.read_parquet(work / "sets" / HELP / f"{E5}.parquet")
-    page, asked = (rows[name].str.split("|").str[1] for name in (PASSAGE_ID, QUERY_ID))
-    return rows[page != asked].sort_values(SCORE, ascending=False, kind="stable")
+def _wrong_ones_of_the_other_side(settings: TrainingSet) -> pd.DataFrame | None:
+    """query_id, passage_id, score, best first; None for a set that has no such lists."""
+    for ranking in (OWN, OTHER):
+        if ranking in settings.rankings:
+            return pd.read_parquet(str(settings.rankings[ranking].path))
+    return None
 
 
 if __name__ == "__main__":
