@@ -36,8 +36,7 @@ def kept_ranges(files: ModelFiles) -> bytes:
     pairs of the demo's texts in float32, under a lock. Raises ModelError where the model's files are not as expected.
     """
     folder = local_folder(files)
-    places = _places(folder, files)
-    elsewhere = places[1]
+    _, elsewhere = places = _places(folder, files)
     if (kept := _first(places)) is not None:
         return kept
     elsewhere.parent.mkdir(parents=True, exist_ok=True)

@@ -19,14 +19,8 @@ HELP_SENTENCES, HELP_TITLES = "help-sentences", "help-titles"
 OWN_LEADS, OWN_SENTENCES = "help-own-leads", "help-own-sentences"
 PROSE, PROSE_SENTENCES = "prose-crosslingual", "prose-sentences"
 SEED, HELD_OUT = 0, 40  # of each set in one language
-IN_ONE_LANGUAGE = (
-    *SAME_LANGUAGE,
-    HELP_TITLES,
-    OWN_LEADS,
-    OWN_SENTENCES,
-    TITLES,
-    TOPICS,
-)  # question and right passage
+# question and right passage
+IN_ONE_LANGUAGE = (*SAME_LANGUAGE, HELP_TITLES, OWN_LEADS, OWN_SENTENCES, TITLES, TOPICS)
 _OWN_LANGUAGE, _OTHER_LANGUAGE, _UNLABELLED = 20, 20, 80  # candidates of e5 for a query
 _PROSE_QUESTIONS = 30_000
 _ENGLISH_SHARE = 0.5  # of them; the others are spread evenly over the languages
@@ -247,10 +241,9 @@ def _titles(one: Collection) -> Collection:
 def own_pages(name: str, one: Collection, kind: str, work: Path, encoder: BiEncoder) -> Collection:
     """Help pages asked for, in their own language, by a text that was cut out of them.
 
-    Among them, so that no page is wrong because it is whole; a page keeps its id.
+    The wrong pages are cut likewise, so that none is wrong because it is whole. A page keeps its id.
     """
-    asked = one.queries["query_id"].str.endswith(kind).to_numpy()
-    rows = np.flatnonzero(asked)
+    rows = np.flatnonzero(one.queries["query_id"].str.endswith(kind))
     rows = rows[stable_order(list(one.queries["query_id"].iloc[rows]), seed=6)]
     queries = one.queries.iloc[rows]
     pages = one.passages.set_index("passage_id").loc[_pages(queries)].reset_index()
