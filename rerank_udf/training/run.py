@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from rich.console import Console
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from rerank_udf.engine.capability import resolve_device
 from rerank_udf.evaluation import Evaluation
+from rerank_udf.machine import task_threads
 from rerank_udf.training import checkpoints
 from rerank_udf.training.development import HeldOutList, measure
-from rerank_udf.training.encode import ListEncoder, PairIds
+from rerank_udf.training.encode import ListEncoder, PairBatch
 from rerank_udf.training.forward import TrainedEncoder
 from rerank_udf.training.lists import ListSampler, TrainingList
 from rerank_udf.training.loss import list_loss
@@ -26,6 +30,9 @@ from rerank_udf.training.tables import Floats
 
 _BETAS = (0.9, 0.98)
 _LOG_EVERY = 50
+_CPU_TOKENS, _CUDA_TOKENS = 2400, 8192  # padded ones that go through the model at once
+_STEPS_AHEAD = 4  # of each of at most `_LOADERS` processes that read for a card
+_LOADERS = 8
 HISTORY_FILE = "development.jsonl"
 
 
@@ -42,26 +49,44 @@ class Lists(Dataset[TrainingList]):
         return self._sampler[number]
 
 
+@dataclass(frozen=True)
+class Collator:
+    """Lists as a step takes them; on a card this runs in processes of its own, a few steps ahead.
+
+    "batches": `PairBatch`es; "sizes": pairs of each list; "relevant": whether its first passage is right; "teacher":
+    float32 (pairs,); "tokens": without padding.
+    """
+
+    encoder: ListEncoder
+    max_tokens: int
+
+    def __call__(self, lists: Sequence[TrainingList]) -> dict[str, Any]:
+        if torch.utils.data.get_worker_info() is not None:
+            # The tokenizer's threads did not survive the fork: a process that waited for them would wait for ever
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        by_list = [self.encoder.pairs(one) for one in lists]
+        pairs = [pair for one in by_list for pair in one]
+        return {
+            "batches": self.encoder.batches(pairs, self.max_tokens),
+            "sizes": [len(one) for one in by_list],
+            "relevant": [one.relevant for one in lists],
+            "teacher": torch.from_numpy(np.concatenate([one.teacher for one in lists])),
+            "tokens": sum(len(one.ids) for one in pairs),
+        }
+
+
 class ListTrainer(Trainer):
     """Trainer that takes lists in the sampler's order and keeps float32 masters of the weights."""
 
     def __init__(
         self, config: TrainingConfig, model: TrainedEncoder, encoder: ListEncoder, **given: Any
     ) -> None:
-        self.config, self._encoder = config, encoder
+        self.config = config
+        self._collator = Collator(encoder, config.max_tokens_per_batch or _most_tokens(config))
         self.tokens = self.pairs = 0
         self._adam: MasterAdamW | None = None  # `optimizer` is a wrapper of accelerate's once training begins
-        super().__init__(model=model, data_collator=self._collate, **given)
+        super().__init__(model=model, data_collator=self._collator, **given)
         self.remove_callback(PrinterCallback)  # Progress says it
-
-    def _collate(self, lists: Sequence[TrainingList]) -> dict[str, Any]:
-        pairs = [self._encoder.pairs(one) for one in lists]
-        return {
-            "pairs": [pair for one in pairs for pair in one],
-            "sizes": [len(one) for one in pairs],
-            "relevant": [one.relevant for one in lists],
-            "teacher": torch.from_numpy(np.concatenate([one.teacher for one in lists])),
-        }
 
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
         assert isinstance(self.train_dataset, Lists)
@@ -78,14 +103,13 @@ class ListTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         """The lists' loss; the pairs go through the model in batches of like length."""
-        logits = self._logits(model, inputs["pairs"])
-        self.tokens += sum(len(one.ids) for one in inputs["pairs"])
-        self.pairs += len(inputs["pairs"])
+        logits = self._logits(model, inputs["batches"])
+        self.tokens += inputs["tokens"]
+        self.pairs += len(logits)
         return list_loss(logits, inputs["sizes"], inputs["relevant"], inputs["teacher"], self.config.loss)
 
-    def _logits(self, model: Any, pairs: Sequence[PairIds]) -> torch.Tensor:
-        """float32 (pairs,), in their order."""
-        batches = self._encoder.batches(pairs, self.config.max_tokens_per_batch)
+    def _logits(self, model: Any, batches: Sequence[PairBatch]) -> torch.Tensor:
+        """float32 (pairs,), in the order that the batches' rows say."""
         device = self.args.device
         parts = [
             model(
@@ -100,11 +124,10 @@ class ListTrainer(Trainer):
 
     def scores(self, lists: Sequence[TrainingList]) -> list[Floats]:
         """The model's logits of each list's passages, in one pass over all of them."""
-        pairs = [self._encoder.pairs(one) for one in lists]
-        ends = np.cumsum([len(one) for one in pairs])[:-1]
+        step = self._collator(lists)
         with torch.inference_mode():
-            logits = self._logits(self.model, [pair for one in pairs for pair in one])
-        return np.split(logits.cpu().numpy(), ends)
+            logits = self._logits(self.model, step["batches"])
+        return np.split(logits.cpu().numpy(), np.cumsum(step["sizes"])[:-1])
 
     def trained_weights(self) -> dict[str, torch.Tensor]:
         """What was trained, float32 on the CPU, by its name in the model."""
@@ -164,6 +187,7 @@ def arguments(config: TrainingConfig) -> TrainingArguments:
     """The Trainer's own settings."""
     schedule = config.schedule
     decaying = schedule.steps - schedule.decay_begins
+    loaders = 0 if _on_cpu(config) else min(_LOADERS, max(1, task_threads() - 1))
     found = TrainingArguments(
         output_dir=config.work,
         max_steps=schedule.steps,
@@ -175,14 +199,23 @@ def arguments(config: TrainingConfig) -> TrainingArguments:
         save_steps=schedule.save_every,
         save_total_limit=checkpoints.to_keep(schedule),
         logging_steps=_LOG_EVERY,
-        use_cpu=config.device == "cpu",
+        use_cpu=_on_cpu(config),
         seed=config.seed,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        dataloader_num_workers=0,
+        dataloader_num_workers=loaders,
+        dataloader_prefetch_factor=_STEPS_AHEAD if loaders else None,
     )
     if found.n_gpu > 1:  # a step would then be as many times larger, and the lists others
         found._n_gpu = 1
     return found
+
+
+def _on_cpu(config: TrainingConfig) -> bool:
+    return resolve_device(config.device) == "cpu"
+
+
+def _most_tokens(config: TrainingConfig) -> int:
+    return _CPU_TOKENS if _on_cpu(config) else _CUDA_TOKENS

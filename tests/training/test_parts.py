@@ -1,5 +1,6 @@
 """The pieces of a training step, each against an independent computation of the same."""
 
+import pickle
 import shutil
 
 import numpy as np
@@ -10,11 +11,13 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from rerank_udf.tokens import PairLimits, PairTokenizer
+from rerank_udf.training import forward
 from rerank_udf.training.encode import ListEncoder
 from rerank_udf.training.forward import TrainedEncoder
 from rerank_udf.training.lists import TrainingList
 from rerank_udf.training.loss import list_loss
 from rerank_udf.training.optimizer import MasterAdamW, parameter_groups
+from rerank_udf.training.run import Collator
 from rerank_udf.training.settings import Loss, Optimizer
 
 LONG = "the river bank is open on monday and we ship red fish to paris in five days " * 6
@@ -60,8 +63,14 @@ def test_the_best_part_of_a_long_passage_holds_most_of_the_question(tiny_bert):
     assert not query & set(cut.ids[cut.passage_at :])
 
 
+@pytest.fixture(params=["_plain", "_fused"])
+def attend(request, monkeypatch):
+    """Attention as a CPU computes it, and as a card does."""
+    monkeypatch.setattr(forward, "_plain", getattr(forward, request.param))
+
+
 @pytest.mark.parametrize("frozen", [None, 0, 1])
-def test_logits_are_transformers_own(folder, frozen):
+def test_logits_are_transformers_own(folder, frozen, attend):
     model, lists = loaded(folder), encoder(folder)
     batches = lists.batches(lists.pairs(a_list()), max_tokens=64)
     assert len(batches) > 1
@@ -97,7 +106,7 @@ def test_what_a_tokenizers_file_says_of_padding_and_truncation_is_not_heeded(tin
     assert encoder(tmp_path).pairs(one) == encoder(tiny_bert).pairs(one)
 
 
-def test_gradients_are_transformers_own(folder):
+def test_gradients_are_transformers_own(folder, attend):
     lists, (ours, theirs) = encoder(folder), (loaded(folder), loaded(folder))
     (batch,) = lists.batches(lists.pairs(a_list()), max_tokens=1000)
     given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
@@ -143,6 +152,25 @@ def test_a_list_that_nobody_scored_and_nobody_judged_teaches_nothing():
     logits = torch.ones(3, requires_grad=True)
     list_loss(logits, [3], [False], torch.full((3,), float("nan")), Loss()).backward()
     assert logits.grad.tolist() == [0, 0, 0]
+
+
+def test_a_list_is_taught_alike_whatever_stands_beside_it():
+    logits, teacher = torch.randn(9), torch.randn(9)
+    together = list_loss(logits, [2, 7], [True, True], teacher, Loss())
+    alone = [
+        list_loss(logits[at], [len(logits[at])], [True], teacher[at], Loss())
+        for at in (slice(2), slice(2, 9))
+    ]
+    assert together.item() == pytest.approx(sum(one.item() for one in alone) / 2, rel=1e-5)
+
+
+def test_what_reads_for_a_card_can_be_sent_to_another_process(tiny_bert):
+    one = a_list()
+    here = Collator(encoder(tiny_bert), 1000)
+    there = pickle.loads(pickle.dumps(here))
+    (mine,), (theirs,) = here([one])["batches"], there([one])["batches"]
+    assert torch.equal(mine.input_ids, theirs.input_ids)
+    assert here([one])["tokens"] == sum(len(pair.ids) for pair in encoder(tiny_bert).pairs(one))
 
 
 def test_the_optimiser_is_adamw_with_clipping():
