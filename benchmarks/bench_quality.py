@@ -15,7 +15,7 @@ from typing import Any
 import click
 import pandas as pd
 from qualitybench.sets import DEPTHS, EvaluationSet, read_set
-from qualitybench.systems import e5_cosines, min_max, model_logits, ranked
+from qualitybench.systems import e5_cosines, min_max, model_logits, ranked, scored_by
 from rich.console import Console
 from rich.table import Table
 
@@ -36,6 +36,12 @@ STUDIES = ("main", "depth", "precision", "length")
 @click.option("--few", default=100, help="The same, for precision and length.")
 @click.option("--model", default="mini", help="mini, a folder, or a hub id with --revision.")
 @click.option("--revision", help="Of a hub id.")
+@click.option("--lengths", default="64,128,256,512", help="max_length, in the study of that name.")
+@click.option(
+    "--precision",
+    default="auto",
+    help="Of the model, in main, depth and length: auto, float32, bfloat16, float16 or int8.",
+)
 @click.option(
     "--weight", default=0.7, help="Of the model in the mixture; chosen on development sets, not here."
 )
@@ -50,6 +56,8 @@ def main(
     few: int,
     model: str,
     revision: str | None,
+    lengths: str,
+    precision: str,
     weight: float,
     work: Path,
     out: Path | None,
@@ -63,6 +71,7 @@ def main(
         "settings": {
             "model": model,
             "revision": revision,
+            "precision": precision,
             "weight": weight,
             "questions": questions,
             "few": few,
@@ -70,7 +79,7 @@ def main(
         "machine": processor_name(),
         "versions": installed_versions(),
     }
-    chosen = {"work": work, "model": model, "revision": revision}
+    chosen = {"work": work, "model": model, "revision": revision, "precision": precision, "lengths": lengths}
     for name in sets.split(","):
         whole = read_set(Path(data), name, questions, DEPTHS[name])
         part = read_set(Path(data), name, min(few, questions or few), DEPTHS[name])
@@ -78,14 +87,16 @@ def main(
             rows = _STUDIES[study](part if study in ("precision", "length") else whole, weight, chosen)
             found[f"{name} {study}"] = rows.to_dict("records")
             _print(console, f"{name}: {study}", rows)
+            found["scored by"] = scored_by(work)
             if out is not None:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _scores(
-    one: EvaluationSet, chosen: dict[str, Any], precision: str = "auto", max_length: int = 512
+    one: EvaluationSet, chosen: dict[str, Any], precision: str | None = None, max_length: int = 512
 ) -> pd.Series:
+    precision = precision or chosen["precision"]
     return model_logits(
         one, chosen["work"], chosen["model"], precision, max_length, revision=chosen["revision"]
     )
@@ -175,7 +186,7 @@ def _length(one: EvaluationSet, weight: float, chosen: dict[str, Any]) -> pd.Dat
     return pd.DataFrame(
         [
             {"max_length": length, "nDCG@10": _mean(one, _scores(one, chosen, max_length=length))}
-            for length in (64, 128, 256, 512)
+            for length in map(int, chosen["lengths"].split(","))
         ]
     )
 

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from qualitybench.sets import EvaluationSet
 
 from rerank_udf import load_scorer
+from rerank_udf.engine.capability import resolve_device, resolve_precision
 from rerank_udf.models import local_folder, resolve_model
 from rerank_udf.training.mini.encoders import PASSAGE, QUERY, cached_vectors, e5
+
+SCORER_FILE = "scorer.json"
 
 
 def model_logits(
     one: EvaluationSet, work: Path, model: str, precision: str, max_length: int, revision: str | None = None
 ) -> pd.Series:
-    """float32, one a candidate; kept in `work` by language, for a run that is stopped."""
+    """float32, one a candidate; kept in `work` by language, for a run that is stopped or moved to another machine.
+
+    What scored them stands beside them, in `SCORER_FILE`.
+    """
     digests = sorted(resolve_model(model, revision).digests.items())
+    precision = resolve_precision(precision, resolve_device("auto"))
     name = hashlib.sha256(repr((digests, precision, max_length)).encode()).hexdigest()[:12]
     found = []
     scorer = None
@@ -40,8 +49,16 @@ def model_logits(
             known = pd.concat([known, pd.Series(logits, index=list(new), dtype=np.float32)])
             path.parent.mkdir(parents=True, exist_ok=True)
             known.rename("logit").to_frame().to_parquet(path)
+            (path.parent / SCORER_FILE).write_text(json.dumps(scorer.describe(), indent=1, default=str))
         found.append(pd.Series(known.loc[keys].to_numpy(), index=rows.index))
     return pd.concat(found).reindex(one.candidates.index)
+
+
+def scored_by(work: Path) -> list[dict[str, Any]]:
+    """What scored the logits that are kept in `work`, a dictionary for each model, precision and length."""
+    wanted = ("model", "model_key", "precision", "max_length", "backend", "device_name", "versions")
+    facts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob(f"*/{SCORER_FILE}"))]
+    return [{name: one[name] for name in wanted if name in one} for one in facts]
 
 
 def e5_cosines(one: EvaluationSet, work: Path) -> pd.Series:

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class TrainedEncoder(nn.Module):
@@ -79,5 +82,9 @@ def _plain(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tenso
 
 
 def _fused(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """The same in one kernel, which keeps no table of weights for the gradient."""
-    return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+    """The same in one kernel, which keeps no table of weights for the gradient.
+
+    cuDNN's is not among them: it plans for every new shape, and hardly two batches have one shape.
+    """
+    with sdpa_kernel(_KERNELS):
+        return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)

@@ -61,6 +61,7 @@ class Collator:
     max_tokens: int
 
     def __call__(self, lists: Sequence[TrainingList]) -> dict[str, Any]:
+        """One step's lists."""
         if torch.utils.data.get_worker_info() is not None:
             # The tokenizer's threads did not survive the fork: a process that waited for them would wait for ever
             os.environ["TOKENIZERS_PARALLELISM"] = "false"

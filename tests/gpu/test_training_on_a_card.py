@@ -35,4 +35,6 @@ def test_a_card_and_a_processor_come_to_the_same_weights(
     moved = float(np.abs(here[name] - before[name].astype(np.float32)).max())
     assert moved > 1e-3
     for name, one in here.items():
+        if name.endswith("key.bias"):
+            continue  # softmax does not see it: its gradient is rounding, which AdamW makes steps of
         np.testing.assert_allclose(there[name], one, atol=tolerance, rtol=0, err_msg=name)

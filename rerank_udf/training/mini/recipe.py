@@ -25,7 +25,7 @@ from rerank_udf.training.mini.tables import (
 )
 from rerank_udf.training.settings import TrainingConfig
 
-STEPS = 12_000
+STEPS = 2_250
 _COSINE_SCALE = 50.0  # e5 was trained with a temperature of .01 and spreads its cosines over .7 to .95
 # In two of the help sets the right page is in another language than the question, and the wrong ones are in both; in
 # three it is in the question's own. They weigh the same for each kind of question (a page's title, its lead, another of
@@ -155,13 +155,14 @@ def recipe(
             "long_passages": "best",
             "drop_above_gold": 0.03 * _COSINE_SCALE,
             "loss": {"bce_weight": 0.2, "teacher_weight": 0.3},
-            "optimizer": {"learning_rate": 1.5e-4, "head_learning_rate": 5e-4, "layer_decay": 0.9},
+            "optimizer": {"learning_rate": 2e-4, "head_learning_rate": 5e-4, "layer_decay": 0.9},
             "schedule": {
                 "steps": steps,
+                "lists_per_step": 16,
                 "warmup_steps": 200,
                 "decay": 0.4,
                 "save_every": 200,
-                "evaluate_every": 2000,
+                "evaluate_every": 750,
                 "average_last": 1,
             },
             "freeze": {"embeddings": True, "layers": 4},
