@@ -404,7 +404,7 @@ def test_a_profile_knows_linear_layers_and_attention_and_what_they_need(tiny_xlm
     weights = read_weights(tiny_xlmr)
     spent, seconds = cpu_profile.profile(weights, rows=16, length=48)
     assert set(spent) == {cpu_profile.LINEAR, cpu_profile.ATTENTION, cpu_profile.OTHER}
-    assert 0 < sum(spent.values()) <= 2000 * seconds, "OpenVINO's clock of one thread, in milliseconds"
+    assert min(*spent.values(), seconds) > 0
     needed = sum(cpu_profile.operations_of(weights.architecture, rows=16, length=48).values())
     whole = necessary_flops(weights.architecture, [48] * 16) / 1e9
     hidden, width = weights.architecture.hidden, weights.architecture.intermediate
