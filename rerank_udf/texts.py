@@ -29,6 +29,14 @@ class TextColumn:
     values: list[str | None]
     errors: PairErrors
 
+    def rows(self, start: int, stop: int) -> TextColumn:
+        """The column of rows [start, stop), with no text that they do not have."""
+        numbers, codes = np.unique(self.codes[start:stop], return_inverse=True)
+        nulls = int((numbers[:1] < 0).sum())
+        kept = numbers[nulls:].tolist()
+        errors = {place: self.errors[number] for place, number in enumerate(kept) if number in self.errors}
+        return TextColumn(codes.astype(np.int64) - nulls, [self.values[number] for number in kept], errors)
+
 
 def text_column(texts: Texts, name: str) -> TextColumn:
     """Dictionary-encode texts: a sequence of str or None, or an Arrow string or dictionary array.

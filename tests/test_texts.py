@@ -21,6 +21,27 @@ def test_a_column_decodes_to_what_it_was_made_of(texts: list[str | None]) -> Non
         assert len(set(column.values)) == len(column.values)
 
 
+_WITH_BROKEN = st.lists(st.none() | st.sampled_from(["a", "b", "", "\ud800", "c\udfff"]), max_size=20)
+
+
+@given(_WITH_BROKEN, st.integers(0, 20), st.integers(0, 20))
+def test_rows_of_a_column_are_the_column_of_those_rows(
+    texts: list[str | None], start: int, more: int
+) -> None:
+    part = text_column(texts, "texts").rows(start, start + more)
+    alone = text_column(texts[start : start + more], "texts")
+
+    def seen(column: TextColumn) -> list[object]:
+        return [
+            None if code < 0 else column.errors.get(code, column.values[code])
+            for code in column.codes.tolist()
+        ]
+
+    assert seen(part) == seen(alone)
+    assert len(part.values) == len(alone.values)
+    assert len(part.errors) == len(alone.errors)
+
+
 def test_dictionary_arrays_of_any_index_type_are_taken() -> None:
     array = pa.DictionaryArray.from_arrays(pa.array([1, None, 0, 1], pa.int8()), pa.array(["a", "b"]))
     assert decoded(text_column(array, "texts")) == ["b", None, "a", "b"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -24,9 +24,11 @@ from rerank_udf.tokens import CutPairs, PairTokenizer
 _log = logging.getLogger(__name__)
 
 PreparedT = TypeVar("PreparedT")
+WindowT = TypeVar("WindowT")
 Prepare: TypeAlias = Callable[[TextColumn, TextColumn], PreparedT]
 
 _WINDOWS_AHEAD = 2
+_WINDOW_PAIRS = 4096  # of a call with more
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,20 @@ class Scorer:
         return [Ranked(int(i), float(scores[i]), float(logits[i])) for i in order]
 
     def score_pairs(self, queries: Texts, passages: Texts) -> ScoredPairs:
-        """As `logits`, with tokens and truncation, and an error instead of an exception for each bad pair."""
-        prepared = self._engine.preparation()(*text_columns(queries, passages))
-        return self._engine.finish(self._engine.start(prepared))
+        """As `logits`, with tokens and truncation, and an error instead of an exception for each bad pair.
+
+        Many pairs are scored in windows, as by `stream`.
+        """
+        prepare, columns = self._engine.preparation(), text_columns(queries, passages)
+        count = len(columns[0].codes)
+        if count <= _WINDOW_PAIRS or not self._engine.overlaps:
+            return self._engine.finish(self._engine.start(prepare(*columns)))
+        starts = iter(range(0, count, _WINDOW_PAIRS))
+
+        def prepared(start: int) -> Any:
+            return prepare(*(column.rows(start, start + _WINDOW_PAIRS) for column in columns))
+
+        return _joined(list(self._overlapped(starts, prepared)))
 
     def stream(self, pairs: Iterable[tuple[Texts, Texts]]) -> Iterator[ScoredPairs]:
         """As `score_pairs` for each (queries, passages) of an iterable, in order.
@@ -134,14 +147,18 @@ class Scorer:
         elements ahead of the results. What reading or preparing an element raises is raised in that element's place.
         """
         prepare = self._engine.preparation()
+
+        def prepared(window: tuple[Texts, Texts]) -> Any:
+            return prepare(*text_columns(*window))
+
         if self._engine.overlaps:
-            yield from self._overlapped(iter(pairs), prepare)
+            yield from self._overlapped(iter(pairs), prepared)
         else:
-            for queries, passages in pairs:
-                yield self._engine.finish(self._engine.start(prepare(*text_columns(queries, passages))))
+            for window in pairs:
+                yield self._engine.finish(self._engine.start(prepared(window)))
 
     def _overlapped(
-        self, pairs: Iterator[tuple[Texts, Texts]], prepare: Prepare[Any]
+        self, windows: Iterator[WindowT], prepared: Callable[[WindowT], Any]
     ) -> Iterator[ScoredPairs]:
         """One window on the device, the next ones being prepared.
 
@@ -152,10 +169,10 @@ class Scorer:
         pool = ThreadPoolExecutor(1, thread_name_prefix="rerank-udf-prepare")
         try:
             for _ in range(_WINDOWS_AHEAD):
-                _read_ahead(ahead, pairs, pool, prepare)
+                _read_ahead(ahead, windows, pool, prepared)
             while ahead:
                 started = self._engine.start(ahead.popleft().result())
-                _read_ahead(ahead, pairs, pool, prepare)
+                _read_ahead(ahead, windows, pool, prepared)
                 yield self._engine.finish(started)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -167,20 +184,35 @@ class Scorer:
 
 def _read_ahead(
     ahead: deque[Future[Any]],
-    pairs: Iterator[tuple[Texts, Texts]],
+    windows: Iterator[WindowT],
     pool: ThreadPoolExecutor,
-    prepare: Prepare[Any],
+    prepared: Callable[[WindowT], Any],
 ) -> None:
     """Append the next window's preparation, or the error that reading it raised; nothing at the end."""
     try:
-        window = next(pairs)
+        window = next(windows)
     except StopIteration:
         return
     except Exception as error:  # raised where its result would be: those before it are not lost
         ahead.append(Future())
         ahead[-1].set_exception(error)
     else:
-        ahead.append(pool.submit(lambda: prepare(*text_columns(*window))))
+        ahead.append(pool.submit(prepared, window))
+
+
+def _joined(parts: Sequence[ScoredPairs]) -> ScoredPairs:
+    """One after the other."""
+    starts = np.cumsum([0, *(len(part.logits) for part in parts)])
+    return ScoredPairs(
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.truncated for part in parts]),
+        {
+            int(start) + row: error
+            for start, part in zip(starts, parts, strict=False)
+            for row, error in part.errors.items()
+        },
+    )
 
 
 class ModelEngine:

@@ -152,6 +152,28 @@ def test_a_bad_pair_fails_alone(tokenizer: PairTokenizer) -> None:
     )
 
 
+@pytest.mark.parametrize("window", [1, 7, 39])
+def test_a_call_with_many_pairs_goes_in_windows_and_gives_the_same(
+    tokenizer: PairTokenizer, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    queries = [None if i == 11 else "a \ud800" if i == 20 else query for i, query in enumerate(QUERIES)]
+    whole = scorer(tokenizer, SumBackend()).score_pairs(queries, PASSAGES)
+    monkeypatch.setattr("rerank_udf.engine.scorer._WINDOW_PAIRS", window)
+    monkeypatch.setattr(ModelEngine, "overlaps", True)
+    backend = SumBackend()
+    model = scorer(tokenizer, backend)
+    before = model.describe()["texts_tokenised"]
+    scored = model.score_pairs(queries, PASSAGES)
+    np.testing.assert_array_equal(scored.logits, whole.logits)
+    np.testing.assert_array_equal(scored.tokens, whole.tokens)
+    np.testing.assert_array_equal(scored.truncated, whole.truncated)
+    assert scored.errors == whole.errors
+    assert set(scored.errors) == {11, 20}
+    assert backend.fetches == len({row // window for row in range(len(PASSAGES)) if row not in scored.errors})
+    tokenised = model.describe()["texts_tokenised"] - before
+    assert tokenised == len(set(PASSAGES)) + len({*QUERIES})
+
+
 def test_logits_raises_for_the_first_pair_that_cannot_be_scored(tokenizer: PairTokenizer) -> None:
     with pytest.raises(PairError, match="pair 1: null_passage: the passage is null") as caught:
         scorer(tokenizer, SumBackend()).logits(["a", "a", None], ["b", None, "b"])
