@@ -60,7 +60,7 @@ _RESULTS = Path(__file__).parent / "results"
 @click.option(
     "--torch",
     default=environments.SAME_TORCH,
-    help="The peers' torch: same as this Python's, or what pip is given.",
+    help="The peers' torch: same as this Python's, or what pip is given; here: the peers that this Python has.",
 )
 @click.option("--url", multiple=True, metavar="ENGINE=URL", help="A server that runs: tei, infinity or vllm.")
 @click.option("--served-name", help="The model's name on those servers, where they ask for one.")

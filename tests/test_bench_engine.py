@@ -395,6 +395,15 @@ def test_a_small_run_prints_and_writes_its_figures(tiny_xlmr: Path, tmp_path: Pa
     assert "rerank_udf" in (tmp_path / "table.txt").read_text()
 
 
+def test_a_machine_without_a_network_runs_the_peers_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_ENVS", str(tmp_path))
+    python = environments.python_of(environments.SENTENCE_TRANSFORMERS, environments.HERE)
+    assert python == Path(sys.executable)
+    assert not list(tmp_path.iterdir())
+
+
 def test_cells_mark_what_ran_on_fewer_pairs() -> None:
     (row,) = rows_of([lane("st", [2.0, 1.0], sample="fewer", batch="best", batch_size=8)], {}, [], None)
     assert show.cells(row)[:4] == ["st*", "bfloat16", "8 (best)", "750 (500–1,000)"]

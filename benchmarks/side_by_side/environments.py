@@ -19,6 +19,7 @@ from pathlib import Path
 
 BENCHMARKS = Path(__file__).parents[1]
 SAME_TORCH = "same"
+HERE = "here"  # no environments: a machine without a network has what it has
 _STAMP = ".installed"
 # What a torch wheel and the CUDA wheels it names put into site-packages
 _TORCH_PARTS = (
@@ -88,8 +89,10 @@ def torch_folder(torch: str) -> str | None:
 def python_of(environment: Environment, torch: str = SAME_TORCH) -> Path:
     """The environment's Python; builds the environment where it is not there yet.
 
-    Raises EnvironmentFailedError with the last line that pip said.
+    With `HERE`, this Python, whatever versions it has. Raises EnvironmentFailedError with the last line that pip said.
     """
+    if torch == HERE:
+        return Path(sys.executable)
     folder = environment.folder(torch)
     python = folder / "bin" / "python"
     if (folder / _STAMP).is_file():
