@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 RowNumbers = npt.NDArray[np.int64]
 
+# Pairs are scored a window at a time: wide enough that sorting by length leaves little padding.
+WINDOW_PAIRS = 4096
+
 Layout = Literal["packed", "padded", "equal_lengths"]
 """What a batch may hold, and what it costs. "packed": any rows, one after the other; the sum of their lengths.
 "padded": any rows, each as wide as the longest; rows × longest. "equal_lengths": only rows of one length; their

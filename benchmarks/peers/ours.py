@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from worker import Pairs, Scored, serve
 
-WINDOW_PAIRS = 4096  # as the Spark job's
+from rerank_udf.packing import WINDOW_PAIRS
 
 
 class Ours:

@@ -17,6 +17,7 @@ from rerank_udf.engine.backend import Backend
 from rerank_udf.engine.runner import BatchRunner, Logits, PreparedPairs, StartedPairs
 from rerank_udf.errors import InputError, ModelError, PairError
 from rerank_udf.machine import task_threads
+from rerank_udf.packing import WINDOW_PAIRS
 from rerank_udf.tables import Reason
 from rerank_udf.texts import PairErrors, TextColumn, Texts, text_columns
 from rerank_udf.tokens import CutPairs, PairTokenizer
@@ -28,7 +29,6 @@ WindowT = TypeVar("WindowT")
 Prepare: TypeAlias = Callable[[TextColumn, TextColumn], PreparedT]
 
 _WINDOWS_AHEAD = 2
-_WINDOW_PAIRS = 4096  # of a call with more
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,12 @@ class Scorer:
         """
         prepare, columns = self._engine.preparation(), text_columns(queries, passages)
         count = len(columns[0].codes)
-        if count <= _WINDOW_PAIRS or not self._engine.overlaps:
+        if count <= WINDOW_PAIRS or not self._engine.overlaps:
             return self._engine.finish(self._engine.start(prepare(*columns)))
-        starts = iter(range(0, count, _WINDOW_PAIRS))
+        starts = iter(range(0, count, WINDOW_PAIRS))
 
         def prepared(start: int) -> Any:
-            return prepare(*(column.rows(start, start + _WINDOW_PAIRS) for column in columns))
+            return prepare(*(column.rows(start, start + WINDOW_PAIRS) for column in columns))
 
         return _joined(list(self._overlapped(starts, prepared)))
 

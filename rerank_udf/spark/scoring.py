@@ -26,6 +26,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from rerank_udf import tables
+from rerank_udf.packing import WINDOW_PAIRS
 from rerank_udf.spark import cautious
 from rerank_udf.spark.cautious import Attempts, scored_cautiously
 from rerank_udf.spark.placement import placed
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from rerank_udf.engine import ScoredPairs, Scorer
     from rerank_udf.models import ModelFiles
 
-# Pairs are scored a window at a time: wide enough that sorting by length leaves little padding.
-WINDOW_PAIRS = 4096
 WINDOW_BYTES = 64 << 20
 
 SCORED_SCHEMA = T.StructType(

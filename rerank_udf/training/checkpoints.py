@@ -11,13 +11,8 @@ from rerank_udf.errors import ConfigError
 from rerank_udf.training.settings import Schedule, TrainingConfig
 
 _RUN_FILE = "run.json"
-_FREE = {
-    "output",
-    "work",
-    "card",
-    "device",
-    "max_tokens_per_batch",
-}  # of the settings: what a run that goes on may change
+# Of the settings: what a run that goes on may change
+_FREE = {"output", "work", "card", "device", "max_tokens_per_batch"}
 
 
 def claim(work: Path, config: TrainingConfig) -> None:

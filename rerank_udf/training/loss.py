@@ -20,7 +20,7 @@ def list_loss(
     """The mean over lists.
 
     `logits`, `teacher`: float32 (pairs,), list after list; a teacher's nan is a pair that it has not scored. `sizes`:
-    passages of each list, the right one first where `relevant` says so. On a card the host waits for nothing.
+    passages of each list, the right one first where `relevant` says so. Nothing is read back from a card.
     """
     device = logits.device
     mine, theirs = _rows(logits, sizes, _NO_CHANCE), _rows(teacher, sizes, math.nan)

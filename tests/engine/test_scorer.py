@@ -158,7 +158,7 @@ def test_a_call_with_many_pairs_goes_in_windows_and_gives_the_same(
 ) -> None:
     queries = [None if i == 11 else "a \ud800" if i == 20 else query for i, query in enumerate(QUERIES)]
     whole = scorer(tokenizer, SumBackend()).score_pairs(queries, PASSAGES)
-    monkeypatch.setattr("rerank_udf.engine.scorer._WINDOW_PAIRS", window)
+    monkeypatch.setattr("rerank_udf.engine.scorer.WINDOW_PAIRS", window)
     monkeypatch.setattr(ModelEngine, "overlaps", True)
     backend = SumBackend()
     model = scorer(tokenizer, backend)

@@ -15,10 +15,9 @@ from rerank_udf.engine.doctor.report import Memory, Speed, TokenizerSpeed
 from rerank_udf.engine.doctor.samples import demo_texts, random_sequences, realistic_lengths
 from rerank_udf.engine.rates import matrix_product_rate, necessary_flops
 from rerank_udf.models.checkpoint import Architecture
-from rerank_udf.packing import RowNumbers, plan_batches
+from rerank_udf.packing import WINDOW_PAIRS, RowNumbers, plan_batches
 from rerank_udf.tokens import read_tokenizer
 
-WINDOW_PAIRS = 4096
 PAIRS_PER_PASSAGE = (1, 10, 100)
 MOST_SECONDS = 4.0
 TOKENIZER_SECONDS = 1.0
