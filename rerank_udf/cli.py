@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from rerank_udf.engine.doctor import ClusterReport, DoctorReport
     from rerank_udf.lake.store import Change, ScoreStore
     from rerank_udf.spark.evaluation import SparkEvaluation
+    from rerank_udf.training.settings import TrainingConfig
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_KEEP_ALL = "all"  # no model_key: those are 32 hex digits
 
 
 def _job_options(command: _Command) -> _Command:
@@ -49,6 +52,13 @@ def _job_options(command: _Command) -> _Command:
         help="Settings (YAML); see conf/rerank.yaml.",
     )
     return config(overrides(command))
+
+
+def _only_reads(command: _Command) -> _Command:
+    """--dry-run for a verb that changes nothing, so that a script may try any verb of the store with it."""
+    return click.option("--dry-run", is_flag=True, expose_value=False, help="Nothing else: this only reads.")(
+        command
+    )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -197,6 +207,7 @@ def store() -> None:
 
 @store.command()
 @_job_options
+@_only_reads
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def stats(config_path: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Count facts, files and bytes under each model_key."""
@@ -221,6 +232,7 @@ def stats(config_path: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
 @store.command()
 @_job_options
+@_only_reads
 def verify(config_path: str, overrides: tuple[str, ...]) -> None:
     """Read every file of the store; name the damaged ones and end with 1 where there are any."""
     damage = _store(config_path, overrides).verify()
@@ -247,7 +259,13 @@ def compact(config_path: str, overrides: tuple[str, ...], dry_run: bool) -> None
 
 @store.command()
 @_job_options
-@click.option("--keep", multiple=True, required=True, metavar="MODEL_KEY", help="Keep its facts; repeatable.")
+@click.option(
+    "--keep",
+    multiple=True,
+    required=True,
+    metavar="MODEL_KEY",
+    help="Keep its facts; repeatable. all: keep all facts.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 def vacuum(config_path: str, overrides: tuple[str, ...], keep: tuple[str, ...], dry_run: bool) -> None:
     """Forget the facts of every model_key that is not kept, and delete what no reader needs.
@@ -256,13 +274,13 @@ def vacuum(config_path: str, overrides: tuple[str, ...], keep: tuple[str, ...], 
     """
     found = _store(config_path, overrides)
     known = {one.model_key for one in found.stats()}
-    missing = sorted(set(keep) - known)
+    missing = sorted(set(keep) - known - {_KEEP_ALL})
     if missing:
         raise ConfigError(
             f"--keep {missing[0]}: the store has no such model_key; it has {', '.join(sorted(known)) or 'none'}. "
             "Nothing was deleted"
         )
-    _print_changes(found.vacuum(frozenset(keep), dry_run), dry_run)
+    _print_changes(found.vacuum(None if _KEEP_ALL in keep else frozenset(keep), dry_run), dry_run)
 
 
 def _store(config_path: str, overrides: tuple[str, ...]) -> ScoreStore:
@@ -308,10 +326,6 @@ def train(config_path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
     from rerank_udf.training.settings import TrainingConfig
 
     config = load_settings(config_path, overrides, TrainingConfig, "conf/train.yaml")
-    if config.needs_spark():
-        from rerank_udf.spark.training_tables import exported
-
-        config = exported(_session("rerank-udf train"), config)
     try:
         from rerank_udf.training.train import preview, train
     except ModuleNotFoundError as missing:
@@ -319,10 +333,21 @@ def train(config_path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
             f"training needs the package {missing.name!r}: pip install 'rerank-udf[train]'"
         ) from missing
     if dry_run:
-        preview(config, _console())
+        with tempfile.TemporaryDirectory() as folder:  # the work folder's own copies may be those of a run
+            preview(_without_spark(config.model_copy(update={"work": folder})), _console())
         return
-    folder = train(config, _console())
-    _console().print(f"model  {folder}    card  {folder / 'README.md'}", soft_wrap=True)
+    model = train(_without_spark(config), _console())
+    _console().print(f"model  {model}    card  {model / 'README.md'}", soft_wrap=True)
+
+
+def _without_spark(config: TrainingConfig) -> TrainingConfig:
+    """The settings with copies in the work folder of whatever Spark has to read."""
+    if not config.needs_spark():
+        return config
+    session = _session("rerank-udf train")
+    from rerank_udf.spark.training_tables import exported
+
+    return exported(session, config)
 
 
 @cli.command()

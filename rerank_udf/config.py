@@ -24,6 +24,7 @@ from rerank_udf.errors import ConfigError
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 # A part of pydantic's location that names no setting: list[str], constrained-int
 _KIND = re.compile(r"\[|^(constrained|function)-")
+_OPTIONS = "options"
 _Section = TypeVar("_Section", bound=BaseModel)
 Truncation = Literal["only_second", "longest_first"]
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # s3a://, hdfs://, dbfs:/
@@ -479,7 +480,9 @@ def _sentence(detail: Mapping[str, Any], where: str, root: type[BaseModel] | Non
         return f"{where}: expected a section with {', '.join(known)}, found {detail['input']!r}"
     quotes = isinstance(detail["input"], (int, float)) and detail["type"] == "string_type"
     message = str(detail["msg"]).removeprefix("Input should be ")
-    return f"{where}: expected {message}, found {detail['input']!r}{'; put it in quotes' if quotes else ''}"
+    # a reader's options are where keys and passwords stand
+    found = type(detail["input"]).__name__ if _OPTIONS in detail["loc"] else repr(detail["input"])
+    return f"{where}: expected {message}, found {found}{'; put it in quotes' if quotes else ''}"
 
 
 def _known_keys(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -44,7 +44,7 @@ class PairError(RerankError):
 
 
 class TooManyRejectsError(RerankError):
-    """More rows were rejected than `run.max_reject_fraction` allows; what is good has been published."""
+    """More rows were rejected than `run.max_reject_fraction` allows; nothing is published."""
 
     exit_code = 3
 

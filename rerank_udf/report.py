@@ -31,7 +31,11 @@ _REPORTED_PACKAGES = (
     "numpy",
     "pandas",
 )
-_SECRET = re.compile(r"secret|password|passwd|token\b|access.?key|account.?key|credential|sas", re.IGNORECASE)
+_SECRET = re.compile(
+    r"secret|passw(or)?d|pwd|token\b|(access|account|api|private|shared).?key|encryption.*key|credential|sas|"
+    r"signature|\bsig\b",
+    re.IGNORECASE,
+)
 
 
 @dataclass

@@ -337,3 +337,13 @@ def test_a_set_that_teaches_nothing_is_refused():
     tables = "{candidates: {path: c}, queries: {path: q}, passages: {path: p}}"
     with pytest.raises(ConfigError, match="the set faq has neither qrels nor a teacher"):
         training(f"sets=[{{name: faq, input: {tables}}}]")
+
+
+@pytest.mark.parametrize(
+    "options", [{"fs.s3a.secret.key": 12345678}, "fs.s3a.secret.key=12345678", ["12345678"]]
+)
+def test_a_readers_options_are_not_repeated_in_an_error(options):
+    raw = {"input": {"candidates": {"path": "in/candidates", "options": options}}}
+    with pytest.raises(ConfigError, match=r"input\.candidates\.options.*found (int|str|list)") as caught:
+        parse_config(raw)
+    assert "12345678" not in str(caught.value)

@@ -62,6 +62,11 @@ def test_secrets_do_not_reach_the_report():
         "fs.s3a.secret.key": "s",
         "fs.s3a.access.key": "a",
         "auth_token": "t",
+        "fs.gs.auth.service.account.private.key": "g",
+        "fs.s3a.encryption.key": "e",
+        "api_key": "i",
+        "db_pwd": "d",
+        "sig": "x",
         "header": "true",
         "empty.password": "",
     }
@@ -77,6 +82,11 @@ def test_secrets_do_not_reach_the_report():
         "fs.s3a.secret.key",
         "fs.s3a.access.key",
         "auth_token",
+        "fs.gs.auth.service.account.private.key",
+        "fs.s3a.encryption.key",
+        "api_key",
+        "db_pwd",
+        "sig",
     ]
     assert (found["header"], found["empty.password"], clean["max_tokens_per_batch"]) == ("true", "", 5)
     assert clean["list"] == [{"sasToken": "***"}]

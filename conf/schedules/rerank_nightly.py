@@ -4,7 +4,7 @@ Copy it into the DAGs folder and set the paths. The provider is apache-airflow-p
 `spark_default` names the cluster. Tried with Airflow 3.3.2 and provider 6.3.4 as far as the command that a rendered
 task runs. A retry is the same command again: what was scored before the failure is in the store, so it goes on where
 it stopped, and a task that is cleared by hand scores nothing twice. `max_active_runs` may be more than one: runs share
-a store.
+a store, and each date has its own rejects and report.
 
 On YARN in cluster mode the driver does not run on Airflow's machine: the settings travel with it (`files`) and are
 found in its own folder, and whatever is wrong ends spark-submit with 1; the report and the driver's log say what.
@@ -41,6 +41,10 @@ with DAG(
             "rerank.yaml",
             "--set",
             "output.reranked.run_date={{ ds }}",
+            "--set",
+            "output.rejects.path=out/rejects/{{ ds }}",
+            "--set",
+            "run.report=out/report/{{ ds }}",
             "--set",
             "input.candidates.where=dt = '{{ ds }}'",
         ],

@@ -50,15 +50,17 @@ class DeltaTable:
         """Remove a log without a version, which Delta itself takes for a table that it then cannot read.
 
         Only the log's folder, and only once nothing has been written there for a while: another run may be creating
-        the table, and is waited for.
+        the table, and is waited for. By this machine's clock too: an object store tells no time of a folder.
         """
+        since = time.monotonic()
         while self._path and not self.exists():
             found = [entry for entry in files.entries(self._spark, self._path) if entry.name == LOG]
             if not found:
                 return
             written = files.youngest(self._spark, f"{self._path}/{LOG}")
             own = time.time() - found[0].modified
-            if min(own, own if written is None else written) > _CREATING_SECONDS:
+            waited = time.monotonic() - since
+            if max(waited, min(own, own if written is None else written)) > _CREATING_SECONDS:
                 files.remove(self._spark, f"{self._path}/{LOG}")
                 return
             time.sleep(1)

@@ -7,6 +7,7 @@ both at once. Needs a classic session (a JVM at hand), which every job has.
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import time
 import uuid
@@ -16,8 +17,9 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-# Where one PUT is atomic and a rename is a copy.
-_OBJECT_STORES = {"s3", "s3a", "s3n", "gs", "oss", "cosn", "obs", "wasb", "wasbs"}
+# Where one PUT is atomic, a rename is a copy, and a folder has no time of its own.
+_OBJECT_STORES = {"s3", "s3a", "s3n", "gs", "oss", "cosn", "obs", "wasb", "wasbs", "dbfs"}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ def local_path(spark: SparkSession, path: str) -> Path | None:
 def write_text(spark: SparkSession, path: str, text: str) -> None:
     """Write a whole small file; a reader sees the old content or the new, never a part.
 
-    Local: temporary file and rename. Object stores: one PUT. Elsewhere (HDFS): temporary file, atomic rename.
+    Local: temporary file and rename. Object stores: one PUT. Elsewhere (HDFS): temporary file, atomic rename; where a
+    file system knows no rename over another file, that one is deleted first, and a reader may find none for a moment.
     """
     local = local_path(spark, path)
     if local is not None:
@@ -65,7 +68,17 @@ def write_text(spark: SparkSession, path: str, text: str) -> None:
         return
     partial_path = _jvm(spark).org.apache.hadoop.fs.Path(f"{path}.{uuid.uuid4().hex[:8]}.partial")
     _create(system, partial_path, text)
-    context = _jvm(spark).org.apache.hadoop.fs.FileContext.getFileContext(target.toUri(), _hadoop_conf(spark))
+    try:
+        context = _jvm(spark).org.apache.hadoop.fs.FileContext.getFileContext(
+            target.toUri(), _hadoop_conf(spark)
+        )
+    except Exception as error:
+        if "UnsupportedFileSystemException" not in str(error):
+            raise
+        system.delete(target, False)
+        if not system.rename(partial_path, target):
+            raise OSError(f"{path}: {partial_path.getName()} cannot be renamed to it") from None
+        return
     gateway: Any = spark.sparkContext._gateway
     options = gateway.new_array(_jvm(spark).org.apache.hadoop.fs.Options.Rename, 1)
     options[0] = _jvm(spark).org.apache.hadoop.fs.Options.Rename.OVERWRITE
@@ -73,13 +86,25 @@ def write_text(spark: SparkSession, path: str, text: str) -> None:
 
 
 def remove(spark: SparkSession, path: str) -> None:
-    """Delete a file or folder with all in it; nothing happens where it does not exist."""
+    """Delete a file or folder with all in it; nothing happens where it does not exist, or others delete it too.
+
+    Raises OSError, or what the file system says, where it is there and stays.
+    """
     local = local_path(spark, path)
     if local is not None:
-        shutil.rmtree(local, ignore_errors=True) if local.is_dir() else local.unlink(missing_ok=True)
+        _remove_local(local)
         return
     system, target = _resolve(spark, path)
-    system.delete(target, True)
+    if not system.delete(target, True) and system.exists(target):
+        raise OSError(f"{path} cannot be deleted")
+
+
+def clear(spark: SparkSession, path: str) -> None:
+    """`remove` for what is only in the way: where it cannot be deleted, a warning says so."""
+    try:
+        remove(spark, path)
+    except Exception as error:
+        _log.warning("%s is not needed any more and cannot be deleted: %s", path, error)
 
 
 def read_text(spark: SparkSession, path: str) -> str | None:
@@ -119,12 +144,55 @@ def children(spark: SparkSession, path: str) -> dict[str, float]:
 
 
 def youngest(spark: SparkSession, path: str) -> float | None:
-    """Seconds since anything below a folder was last written; None where nothing lies there."""
+    """Seconds since anything below a folder was last written; None where nothing lies there.
+
+    On object stores, where a folder is as old as the question, only files count.
+    """
+    has_times = _resolve(spark, path)[0].getScheme() not in _OBJECT_STORES
     found = []
     for entry in entries(spark, path):
         below = youngest(spark, f"{path}/{entry.name}") if entry.is_folder else None
-        found.append(time.time() - entry.modified if below is None else below)
+        if below is not None:
+            found.append(below)
+        elif has_times or not entry.is_folder:
+            found.append(time.time() - entry.modified)
     return min(found, default=None)
+
+
+def s3_options(spark: SparkSession, path: str) -> dict[str, str]:
+    """Arguments of pyarrow's S3FileSystem that reach what Spark reaches at an s3a path; empty elsewhere.
+
+    Those are stated in the session: keys, a region, an endpoint that is not AWS's own. Without any, pyarrow looks for
+    credentials and region as AWS's own tools do.
+    """
+    scheme, _, rest = path.partition("://")
+    if scheme not in ("s3", "s3a", "s3n"):
+        return {}
+    conf, bucket = _hadoop_conf(spark), rest.partition("/")[0]
+
+    def stated(name: str) -> str:
+        return str(conf.get(f"fs.s3a.bucket.{bucket}.{name}") or conf.get(f"fs.s3a.{name}") or "")
+
+    endpoint = stated("endpoint")
+    found = {
+        "access_key": stated("access.key"),
+        "secret_key": stated("secret.key"),
+        "session_token": stated("session.token"),
+        "region": stated("endpoint.region"),
+        "endpoint_override": "" if endpoint.endswith("amazonaws.com") else endpoint.rpartition("//")[2],
+    }
+    if found["endpoint_override"] and (
+        endpoint.startswith("http:") or stated("connection.ssl.enabled") == "false"
+    ):
+        found["scheme"] = "http"
+    return {name: value for name, value in found.items() if value}
+
+
+def _remove_local(path: Path) -> None:
+    while path.is_dir() and not path.is_symlink():
+        with contextlib.suppress(FileNotFoundError):  # somebody else deletes there as well
+            shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def _create(system: Any, path: Any, text: str) -> None:

@@ -41,6 +41,7 @@ _ATTEMPTS = 5
 _CONFLICT = re.compile(
     r"DELTA_CONCURRENT|Concurrent\w+Exception|CommitFailedException|Found conflicting files"
 )
+_DELTA_REFUSES = re.compile(r"[ ,;{}()\n\t=]")
 # What Iceberg stores a type as.
 _WIDENED = re.compile(r"\b(tinyint|smallint)\b")
 
@@ -109,7 +110,31 @@ def check(spark: SparkSession, schema: T.StructType, target: Target) -> None:
     if target.run_date is not None:
         columns[tables.RUN_DATE] = "date"
     with _told(target):
-        _existing_format(spark, columns, target)
+        if _existing_format(spark, columns, target) is None and target.format == "delta":
+            _check_names_for_delta(schema, target)
+
+
+def _check_names_for_delta(schema: T.StructType, target: Target) -> None:
+    """A new Delta table is one without column mapping, and takes none of these characters in a name."""
+    refused = [name for name in _names(schema) if _DELTA_REFUSES.search(name)]
+    if refused:
+        raise InputError(
+            f"{_label(target)}: a new Delta table takes no column {refused[0]!r} (none of ' ,;{{}}()=', tab "
+            "and newline in a name); rename it in the candidates, or leave it out through output.keep_columns"
+        )
+
+
+def _names(kind: T.DataType) -> Iterator[str]:
+    """Of a type's fields, and of those within them."""
+    if isinstance(kind, T.StructType):
+        for field in kind.fields:
+            yield field.name
+            yield from _names(field.dataType)
+    elif isinstance(kind, T.ArrayType):
+        yield from _names(kind.elementType)
+    elif isinstance(kind, T.MapType):
+        yield from _names(kind.keyType)
+        yield from _names(kind.valueType)
 
 
 def read(spark: SparkSession, target: Target) -> DataFrame:

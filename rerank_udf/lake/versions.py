@@ -31,6 +31,7 @@ from rerank_udf.lake.sources import is_missing_path
 VERSIONS = "_versions"
 CURRENT = "_current"
 _RUN_ID = re.compile(r"(\d{8}T\d{6})Z-[0-9a-f]{6}")
+_NAME = re.compile(r"[\w-]+")  # of one folder
 _log = logging.getLogger(__name__)
 _ORPHAN_SECONDS = 24 * 3600.0
 
@@ -80,11 +81,11 @@ def publish(
         "kept": history[:keep_versions],
     }
     files.write_text(spark, place, json.dumps(pointer, indent=2) + "\n")
-    for name in history[keep_versions:]:
-        files.remove(spark, f"{root}/{VERSIONS}/{name}")
+    for name in history[keep_versions:]:  # readers have the new version already, here and below
+        files.clear(spark, f"{root}/{VERSIONS}/{name}")
     try:
         _forget_orphans(spark, root)
-    except Exception as error:  # readers have the new version already
+    except Exception as error:
         _log.warning("versions that dead runs left in %s cannot be deleted: %s", root, error)
     return version
 
@@ -134,7 +135,7 @@ def _content(spark: SparkSession, pointer: str) -> dict[str, Any] | None:
         if is_missing_path(error):
             return None
         raise
-    return dict(json.loads(lines[0][0])) if lines else None
+    return _pointed(pointer, lines[0][0]) if lines else None
 
 
 def _dated(spark: SparkSession, root: str) -> dict[str, dict[str, Any]]:
@@ -147,7 +148,23 @@ def _dated(spark: SparkSession, root: str) -> dict[str, dict[str, Any]]:
             return {}
         raise
     dates = {row["file"].rsplit("=", 1)[-1].removesuffix(".json"): row["value"] for row in rows}
-    return {date: dict(json.loads(value)) for date, value in dates.items()}
+    return {date: _pointed(_pointer(root, date), value) for date, value in dates.items()}
+
+
+def _pointed(pointer: str, text: str) -> dict[str, Any]:
+    """What a pointer says. It names folders to read and to delete: none that lies elsewhere."""
+    try:
+        found = dict(json.loads(text))
+        names = [found["version"], *found.get("kept", [])]
+        odd = [name for name in names if _NAME.fullmatch(str(name)) is None]
+    except (ValueError, TypeError, KeyError):
+        found, odd = {}, [text[:80]]
+    if odd:
+        raise InputError(
+            f"{pointer} is not what this job writes: expected names of folders in {VERSIONS}, found {odd[0]!r}; "
+            "restore it, or delete it and publish again"
+        )
+    return found
 
 
 def _forget_orphans(spark: SparkSession, root: str) -> None:
@@ -158,6 +175,6 @@ def _forget_orphans(spark: SparkSession, root: str) -> None:
         age = run_age(name)
         if age is None or age <= _ORPHAN_SECONDS or name in kept:
             continue
-        written = files.children(spark, f"{root}/{VERSIONS}/{name}").values()
-        if min(written, default=age) > _ORPHAN_SECONDS:
+        written = files.youngest(spark, f"{root}/{VERSIONS}/{name}")
+        if written is None or written > _ORPHAN_SECONDS:
             files.remove(spark, f"{root}/{VERSIONS}/{name}")

@@ -77,7 +77,9 @@ def read_scored(spark: SparkSession, run_folder: str, names: Sequence[str]) -> D
     """The rows of such files (scoring.SCORED_SCHEMA); None where there are none."""
     if not names:
         return None
-    return spark.read.schema(SCORED_SCHEMA).parquet(*[f"{run_folder}/{name}" for name in names])
+    # a session that passes over damaged files would lose scores here without a word
+    reader = spark.read.schema(SCORED_SCHEMA).options(ignoreCorruptFiles="false", ignoreMissingFiles="false")
+    return reader.parquet(*[f"{run_folder}/{name}" for name in names])
 
 
 def _append(

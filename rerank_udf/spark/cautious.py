@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,7 @@ from pyspark import TaskContext
 
 from rerank_udf import tables
 from rerank_udf.identity import text_key
-from rerank_udf.spark.notes import Notes
+from rerank_udf.spark.notes import Author, Notes
 from rerank_udf.tables import Reason
 
 if TYPE_CHECKING:
@@ -34,23 +34,37 @@ _DETAIL = (
 class Attempts:
     """How often a task has been tried: `before` by earlier jobs of the same wave, the rest Spark counts.
 
-    `notes`: a folder for the wave.
+    `notes`: a folder for the wave. `died`: of earlier jobs, by their `before`, the task whose deaths ended the job.
+    `s3`: how Python reaches a folder on S3, see `lake.files.s3_options`.
     """
 
     notes: str
     before: int
+    died: Mapping[int, int] = field(default_factory=dict)
+    s3: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def number(self) -> int:
         """Of the running attempt, from 0."""
         context = TaskContext.get()
         return self.before + (context.attemptNumber() if context is not None else 0)
 
+    def opened(self) -> Notes:
+        """The notes, as the running task writes and believes them: its own of this job, and those of who `died`."""
+        context = TaskContext.get()
+        own = (self.before, context.partitionId() if context is not None else 0)
+
+        def believed(author: Author) -> bool:
+            job, task = author
+            return author == own if job == self.before else task == self.died.get(job, task)
+
+        return Notes(self.notes, own, believed, self.s3)
+
 
 def scored_cautiously(
     scorer: Scorer, windows: Iterable[pa.Table], attempts: Attempts
 ) -> Iterator[tuple[pa.ChunkedArray, ScoredPairs]]:
     """(pair keys, what became of them) for windows of a few pairs, noting what is in hand."""
-    notes, number = Notes(attempts.notes), attempts.number()
+    notes, number = attempts.opened(), attempts.number()
     suspects = {key for keys in notes.left() for key in keys} if number >= _ALONE_FROM else set()
     killers = notes.alone() if number >= _GIVEN_UP_FROM else {}
     times = Counter(text for texts in killers.values() for text in texts)

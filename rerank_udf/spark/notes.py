@@ -8,8 +8,11 @@ narrow it down, each by what the one before left behind:
     2   scores what was in hand then pair by pair, noting each, with its texts
     3+  gives up the pair that was in hand, alone, and goes on; also every pair with a text that three such pairs had
 
-Notes are files in the run's folder where executors can write there, else on the node's own disk, where they help an
-attempt on the same node.
+A note's name says which task of which job wrote it. When one task's deaths end a job, Spark kills the workers of the
+others, with notes in hand that mean nothing: who reads them says whose are believed.
+
+Notes are files in the run's folder where Python on the executors can write there (shared disks, S3, GCS, HDFS with
+libhdfs), else on the node's own disk, where they help an attempt on the same node.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,18 +30,22 @@ from rerank_udf.identity import KEY_BYTES
 
 _LOCAL = "file:"
 _ALONE = "alone-"
+Author = tuple[int, int]  # job, task
 
 
 @dataclass(frozen=True)
 class Notes:
-    """Of one task (a partition of a wave): `folder` is its own."""
+    """Of the tasks of a wave. `author` writes; notes of others are read where they are `believed`."""
 
     folder: str
+    author: Author = (0, 0)
+    believed: Callable[[Author], bool] = lambda author: True
+    s3: Mapping[str, str] = field(default_factory=dict, repr=False)
     held: dict[str, Any] = field(default_factory=dict)
 
     def write(self, keys: Iterable[bytes], texts: tuple[bytes, ...] = ()) -> str:
         """Note keys as in hand; the name to `forget` them by. `texts`: the keys of the texts of a pair alone."""
-        name = (_ALONE if texts else "") + uuid.uuid4().hex
+        name = (_ALONE if texts else "") + "{}-{}-".format(*self.author) + uuid.uuid4().hex
         system, folder = self._place()
         system.create_dir(folder, recursive=True)
         with system.open_output_stream(f"{folder}/{name}") as stream:
@@ -79,7 +86,7 @@ class Notes:
 
         system, folder = self._place()
         for info in system.get_file_info(fs.FileSelector(folder, allow_not_found=True)):
-            if info.type != fs.FileType.File:
+            if info.type != fs.FileType.File or not self.believed(_author(info.base_name)):
                 continue
             # one that is gone: another task of the wave has scored its pairs meanwhile
             with suppress(FileNotFoundError), system.open_input_stream(info.path) as stream:
@@ -87,8 +94,13 @@ class Notes:
 
     def _place(self) -> tuple[Any, str]:
         if "system" not in self.held:
-            self.held["system"], self.held["folder"] = _file_system(self.folder)
+            self.held["system"], self.held["folder"] = _file_system(self.folder, self.s3)
         return self.held["system"], str(self.held["folder"])
+
+
+def _author(name: str) -> Author:
+    job, task, _ = name.removeprefix(_ALONE).rsplit("-", 2)
+    return int(job), int(task)
 
 
 def _keys(content: bytes) -> list[bytes]:
@@ -97,7 +109,7 @@ def _keys(content: bytes) -> list[bytes]:
     return [content[at : at + KEY_BYTES] for at in range(0, whole, KEY_BYTES)]
 
 
-def _file_system(folder: str) -> tuple[Any, str]:
+def _file_system(folder: str, s3: Mapping[str, str]) -> tuple[Any, str]:
     """pyarrow's file system for a folder, and the folder in it; the node's own disk where it has none."""
     from pyarrow import fs
 
@@ -105,6 +117,8 @@ def _file_system(folder: str) -> tuple[Any, str]:
     try:
         if folder.startswith((_LOCAL, "/")):
             system, path = local, folder.removeprefix(_LOCAL).replace("///", "/", 1)
+        elif s3:
+            system, path = fs.S3FileSystem(**s3), folder.partition("://")[2]
         else:
             system, path = fs.FileSystem.from_uri(folder.replace("s3a://", "s3://", 1))
         system.create_dir(path, recursive=True)

@@ -10,6 +10,7 @@ and no other plan runs Python. The store is the only checkpoint: the same comman
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,8 +49,9 @@ from rerank_udf.spark.rows import StagedRows, stage_rows
 from rerank_udf.spark.session import checked_classic, slots
 from rerank_udf.spark.staging import PLACE, StagedPairs, stage_pairs
 from rerank_udf.spark.waves import Scoring, Wave, scored_facts, small_arrow_batches
-from rerank_udf.spark.workplace import Workplace
+from rerank_udf.spark.workplace import Workplace, store_id_of
 
+_log = logging.getLogger(__name__)
 _ROWS_PER_FILE = 1_000_000
 _FEWEST_ROWS_PER_FILE = 50_000
 _ROUNDS = 2
@@ -74,7 +76,7 @@ def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command
         report.model, report.model_key = _model_facts(plan), plan.model_key
         _check_target(spark, config, prepared)
         store = open_store(spark, config.store, config.store_path())
-        work = Workplace(spark, config.work_path(), plan.model_key, run_id)
+        work = _workplace(spark, config, plan.model_key, run_id)
     with work.kept_only_on_failure():
         with report.phase("stage"), bad_lines_told():
             rows = stage_rows(spark, prepared.rows, _rows_settings(config), work.root, run_id)
@@ -90,6 +92,14 @@ def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command
             publish(job, decided)
     write_report(spark, config, report, console)
     return report
+
+
+def _workplace(spark: SparkSession, config: JobConfig, model_key: str, run_id: str) -> Workplace:
+    settings, path = config.store, config.store_path()
+    is_path = settings.table is None
+    place = str(path if is_path else settings.table)
+    store_id = store_id_of(spark, config.work_path(), settings.format, place, is_path=is_path)
+    return Workplace(spark, config.work_path(), model_key, run_id, store_id)
 
 
 @dataclass(frozen=True)
@@ -247,6 +257,7 @@ def score_what_is_left(job: Job, folder: str) -> StagedPairs:
 
     with report.phase("score"):
         profile, report.placement = scoring_profile(spark)
+        _log.info("%s", report.placement)
         progress = ScoringProgress(spark, staged.left, job.console)
         minutes = job.config.store.wave_minutes
         scoring = Scoring(

@@ -68,15 +68,15 @@ def _is_offered(spark: SparkSession, folder: str) -> bool:
 
 def release(spark: SparkSession, folder: str, run_id: str) -> None:
     """The run does not read another one's rows any more."""
-    files.remove(spark, f"{folder}/{_USED_BY}/{run_id}")
+    files.clear(spark, f"{folder}/{_USED_BY}/{run_id}")
 
 
 def discard(spark: SparkSession, folder: str, is_alive: Callable[[str], bool]) -> None:
     """Delete staged rows, or, where a run that `is_alive` reads them, offer them to nobody else."""
-    files.remove(spark, f"{folder}/{COMPLETE}")
+    files.clear(spark, f"{folder}/{COMPLETE}")
     users = files.entries(spark, f"{folder}/{_USED_BY}")
     if not any(is_alive(user.name) for user in users):
-        files.remove(spark, folder)
+        files.clear(spark, folder)
 
 
 def fingerprint(spark: SparkSession, frame: DataFrame, settings: str) -> str | None:

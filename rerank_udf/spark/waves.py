@@ -24,9 +24,9 @@ from pyspark.sql import functions as F
 
 from rerank_udf import tables
 from rerank_udf.errors import RerankError
+from rerank_udf.lake import files
 from rerank_udf.spark.adoption import finished_files, read_scored
 from rerank_udf.spark.cautious import Attempts
-from rerank_udf.spark.notes import Notes
 from rerank_udf.spark.placement import scoring_slots
 from rerank_udf.spark.progress import ScoringProgress
 from rerank_udf.spark.scoring import Loadable, co_partitioned, scored
@@ -47,6 +47,7 @@ _CRASHED = re.compile(
     r"Python worker exited unexpectedly|\(crashed\)|PythonWorkerException|SparkException: Python worker|"
     r"java\.io\.EOFException|ExecutorLostFailure|Connection reset"
 )
+_FAILED_TASK = re.compile(r"Task (\d+) in stage [\d.]+ failed")
 
 
 @dataclass(frozen=True)
@@ -146,42 +147,49 @@ class Scoring:
         begun, started_at = monotonic(), _now()
         attempts_a_job = _attempts_a_job(self.spark)
         killers = in_vain = 0
+        died: dict[int, int] = {}
         for number in range(_MOST_ROUNDS):
             place = f"{self.folder}/{wave.name}" + (f"-{number}" if number else "")
             self.spark.sparkContext.setJobGroup(self.run_id, f"rerank_udf: score {wave.name}", False)
             try:
-                self._write(wave, tasks, place, number * attempts_a_job)
+                self._write(wave, tasks, place, self._attempts(wave, number * attempts_a_job, died))
                 seconds = monotonic() - begun
                 speed = wave.pairs / seconds
                 return WaveFacts(
                     wave.number, wave.pairs, tasks, round(seconds, 3), speed, number + 1, started_at
                 )
             except Exception as error:
-                known, killers = killers, self._killers(wave)
+                if failed := _FAILED_TASK.search(str(error)):
+                    died[number * attempts_a_job] = int(failed[1])
+                known = killers
+                killers = self._killers(self._attempts(wave, (number + 1) * attempts_a_job, died))
                 in_vain = 0 if killers > known else in_vain + 1
                 last = in_vain == _MOST_ROUNDS_FOR_A_KILLER or number + 1 == _MOST_ROUNDS
                 if last or not _CRASHED.search(str(error)):
                     raise
         raise AssertionError("unreachable")
 
-    def _killers(self, wave: Wave) -> int:
+    def _attempts(self, wave: Wave, before: int, died: Mapping[int, int]) -> Attempts:
+        reached = files.s3_options(self.spark, self.notes)
+        return Attempts(f"{self.notes}/{wave.name}", before, dict(died), reached)
+
+    def _killers(self, attempts: Attempts) -> int:
         """How many pairs are known to kill, as far as the notes can be read from here."""
         try:
-            return len(Notes(f"{self.notes}/{wave.name}").alone())
+            return len(attempts.opened().alone())
         except OSError:
             return 0
 
-    def _write(self, wave: Wave, tasks: int, place: str, attempts_before: int) -> None:
+    def _write(self, wave: Wave, tasks: int, place: str, attempts: Attempts) -> None:
         pairs, passages = (
             frame.where(F.col(BUCKET).isin(*wave.buckets))
             for frame in (self.staged.pairs, self.staged.passages)
         )
-        if attempts_before:
+        if attempts.before:
             written = read_scored(self.spark, self.folder, finished_files(self.spark, self.folder))
             if written is not None:
                 pairs = pairs.join(written.select(tables.PAIR_KEY), tables.PAIR_KEY, "left_anti")
         laid_out = co_partitioned(pairs, passages, tasks, PLACE)
-        attempts = Attempts(f"{self.notes}/{wave.name}", attempts_before)
         facts = scored(laid_out, self.plan, self.progress.pairs, self.progress.tokens, attempts, self.profile)
         # A finished task's file is in place at once; S3A's own committers would show it when the whole job has ended.
         writer = facts.write.option("mapreduce.fileoutputcommitter.algorithm.version", "2")

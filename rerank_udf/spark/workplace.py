@@ -3,6 +3,7 @@
     <work>/staged/<fingerprint>/<run_id>     rows, for this run and for those after it that read the same input
     <work>/runs/<run_id>                     pairs, passages, notes, and _alive, written every few minutes
     <work>/scored/<model_key>/<run_id>       finished tasks' files, until the run ends well
+    <work>/scored/<model_key>-<store_id>/…   the same, of a work folder outside the store, where several may share it
 
 A run deletes its own folders, and those of runs that have been silent for a day, once their scores are in the store.
 Rows that another live run reads stay. Other things in the work folder are never touched.
@@ -11,6 +12,7 @@ Rows that another live run reads stay. Other things in the work folder are never
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import threading
 from collections import defaultdict
@@ -29,15 +31,29 @@ _ALIVE = "_alive"
 _log = logging.getLogger(__name__)
 
 
-class Workplace:
-    """One run's folders below `root`."""
+def store_id_of(spark: SparkSession, work: str, store_format: str, place: str, *, is_path: bool) -> str:
+    """What tells the scores for one store from those for others in one work folder; "" in the store's own folder."""
+    if not is_path:
+        name = place.replace("`", "").lower()
+    else:
+        name = files.qualified(spark, place).rstrip("/")
+        if files.qualified(spark, work).startswith(f"{name}/"):
+            return ""
+    return hashlib.sha256(f"{store_format} {name}".encode()).hexdigest()[:8]
 
-    def __init__(self, spark: SparkSession, root: str, model_key: str, run_id: str) -> None:
+
+class Workplace:
+    """One run's folders below `root`; `store_id`: see `store_id_of`."""
+
+    def __init__(
+        self, spark: SparkSession, root: str, model_key: str, run_id: str, store_id: str = ""
+    ) -> None:
         self._spark = spark
         self.root = root
         self._run_id = run_id
+        self._store_id = store_id
         self.run = f"{root}/runs/{run_id}"
-        self.scored_of_all = f"{root}/scored/{model_key}"
+        self.scored_of_all = f"{root}/scored/{model_key}" + (f"-{store_id}" if store_id else "")
         self.scored = f"{self.scored_of_all}/{run_id}"
         self._rows: rows.StagedRows | None = None
 
@@ -76,9 +92,12 @@ class Workplace:
                 if kind == "staged":
                     rows.discard(self._spark, folder, self._is_alive)
                 elif kind == "runs" or self._rescued(rescue, group, folder):
-                    files.remove(self._spark, folder)
+                    files.clear(self._spark, folder)
 
-    def _rescued(self, rescue: Callable[[str, str], object], model_key: str, folder: str) -> bool:
+    def _rescued(self, rescue: Callable[[str, str], object], group: str, folder: str) -> bool:
+        model_key, _, store_id = group.partition("-")
+        if store_id != self._store_id:
+            return False  # of another store, whose own runs take them over
         try:
             rescue(model_key, folder)
         except Exception as error:
@@ -130,9 +149,10 @@ class Workplace:
             thread.join()
 
     def _remove(self, *, everything: bool) -> None:
-        files.remove(self._spark, self.run)
+        """What cannot be deleted stays, with a warning: the run has ended as it has."""
+        files.clear(self._spark, self.run)
         if everything:
-            files.remove(self._spark, self.scored)
+            files.clear(self._spark, self.scored)
         if self._rows is None:
             return
         if self._rows.reused:

@@ -1,8 +1,8 @@
 """SIGKILL at random moments, full disks, stores that cannot be written, pairs that kill: the same command again ends as
 if nothing had been.
 
-RERANK_UDF_KILLS: moments a format (a few by default; 20 and more is the whole suite). RERANK_UDF_KILL_SEED: the seed of
-an earlier run, which each test prints: the same victims at the same points of the job.
+RERANK_UDF_KILLS: moments a format (a few chosen ones by default; 20 and more is the whole suite).
+RERANK_UDF_KILL_SEED: the seed of an earlier run, which each test prints: the same victims at the same points of the job.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ from job_processes import (
 from small_disks import small_disk
 from standalone import Cluster, Host, bare_python, standalone, submission
 
+from rerank_udf.models.mini import assembled_folder
+
 pytestmark = pytest.mark.cluster
 
 SEED = int(os.environ.get("RERANK_UDF_KILL_SEED") or random.SystemRandom().randrange(1 << 32))
 KILLS = os.environ.get("RERANK_UDF_KILLS")
-SHORT = {"parquet": 4, "delta": 2, "iceberg": 2}
 PHASES = ["staging", "scoring", "append", "publish"]
 # Who dies in which phase: in this order, round and round; the moment within the phase is random.
 DRIVER = "driver"
@@ -55,6 +56,8 @@ SCRIPT = [
     (EXECUTOR, "append"),
     (PYTHON_WORKER, "scoring"),
 ]
+# In the short form each victim and each phase is met, and the formats where they differ: on appending and publishing.
+SHORT = {"parquet": (0, 2, 3, 5), "delta": (1, 4), "iceberg": (1, 4)}
 KINDS = {DRIVER: (DRIVER_JVM, DRIVER_PYTHON)}
 SLOTS = 2
 # Tasks that a death takes along before they have committed; an executor here has one core.
@@ -182,7 +185,7 @@ def moments() -> list[Any]:
     """(format, number) of every moment that is asked for."""
     found = []
     for lake, few in SHORT.items():
-        for number in range(int(KILLS) if KILLS else few):
+        for number in range(int(KILLS)) if KILLS else few:
             victim, phase = SCRIPT[number % len(SCRIPT)]
             found.append(pytest.param(lake, number, id=f"{lake}-{number}: {victim} at {phase}"))
     return found
@@ -255,6 +258,25 @@ def check(normal: Undisturbed, witness: Any, largest_task: int, victim: str) -> 
     repeated = scorings.total() - len(scorings)
     print(f"{repeated} pairs scored again, a task has up to {largest_task}; tables seen: {witness.seen}")
     assert repeated <= TASKS_LOST.get(victim, SLOTS) * largest_task
+
+
+@pytest.mark.slow
+def test_killed_while_a_model_scores_the_next_run_scores_the_rest_and_means_the_same(tmp_path: Path) -> None:
+    """Section 4's meaning with a model in float32: the same rows, logits within 1e-4, and ordered by them."""
+    model = ("--set", f"model.name={assembled_folder()}", "--set", "model.precision=float32")
+    whole, world = (World(tmp_path / name, queries=60).create() for name in ("whole", "world"))
+    distinct = whole.succeed("whole", *model)["pairs_scored"]
+    with world.start("killed", *model) as job:
+        wait_until(lambda: [*world.work.glob("scored/*/*/*/part-*.parquet")], "a finished task", job)
+        kill(job.find(DRIVER_JVM, DRIVER_PYTHON))
+    again = world.succeed("again", *model)
+    assert again["pairs_reused"] + again["pairs_scored"] == distinct
+    assert min(again["pairs_reused"], again["pairs_scored"]) > 0
+    expected, found = ({row[:2]: row[2:] for row in one.ranking()} for one in (whole, world))
+    assert found.keys() == expected.keys()
+    assert max(abs(found[pair][1] - expected[pair][1]) for pair in found) <= 1e-4
+    placed = sorted((query, rank, -logit) for (query, _), (rank, logit) in found.items())
+    assert placed == sorted(placed, key=lambda row: (row[0], row[2]))
 
 
 # --- other troubles, in a small world ---

@@ -22,7 +22,15 @@ from xml.etree import ElementTree
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from fault_world import World, delta_settings, iceberg_settings, jars_folder, only_first, ranking_by_hand
+from fault_world import (
+    DEADLY,
+    World,
+    delta_settings,
+    iceberg_settings,
+    jars_folder,
+    only_first,
+    ranking_by_hand,
+)
 from job_processes import DRIVER_JVM, DRIVER_PYTHON, Job, kill, wait_until
 from lake_readers import SNAPSHOTS, iceberg_snapshot, read_table
 from standalone import write_conf
@@ -178,6 +186,22 @@ class S3World(World):
         assert table is not None
         rows = table.select(["query_id", "passage_id", "rank", "logit"]).to_pydict()
         return set(zip(*rows.values(), strict=True))
+
+
+def test_a_pair_that_kills_its_worker_is_found_by_notes_in_the_bucket(bucket, tmp_path, monkeypatch):
+    """No note is on the node's own disk: on a cluster the next attempt may run on another node."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    monkeypatch.setenv("TMPDIR", str(disk))
+    world = S3World(tmp_path / "world", name="deadly").on(bucket)
+    world.faults(kills_worker=DEADLY)
+    job = world.start("deadly", "--set", "run.max_reject_fraction=0.001")
+    assert job.finish() == 0, job.text
+    rows = pq.read_table(world.root / "inputs/part-0.parquet").to_pylist()
+    assert world.published(bucket, tmp_path / "1") == ranking_by_hand(rows, lost=DEADLY)
+    assert world.told(bucket, tmp_path / "1")["rejects"] == {"crashed_worker": 1}
+    assert list(disk.rglob("rerank_udf_notes*")) == []
+    assert SECRET not in job.text
 
 
 @pytest.mark.parametrize("lake", ["parquet", "delta", "iceberg"])

@@ -385,6 +385,8 @@ def test_the_store_is_counted_checked_compacted_and_forgotten(run, spark, job, t
     code, out, _ = run("store", "stats", "--config", str(job))
     assert all(one["model_key"] in out for one in found)
     assert run("store", "verify", "--config", str(job))[:2] == (0, "every file is sound\n")
+    assert run("store", "verify", "--config", str(job), "--dry-run")[:2] == (0, "every file is sound\n")
+    assert json.loads(run("store", "stats", "--config", str(job), "--dry-run", "--json")[1]) == found
     assert run("store", "compact", "--config", str(job))[0] == 0
 
     keep = found[0]["model_key"]
@@ -395,6 +397,8 @@ def test_the_store_is_counted_checked_compacted_and_forgotten(run, spark, job, t
     assert code == 0
     assert found[1]["model_key"] in out
     assert "--dry-run: nothing was changed" in out
+    assert len(json.loads(run("store", "stats", "--config", str(job), "--json")[1])) == 2
+    assert run("store", "vacuum", "--config", str(job), "--keep", "all")[:2] == (0, "nothing to do\n")
     assert len(json.loads(run("store", "stats", "--config", str(job), "--json")[1])) == 2
     assert run("store", "vacuum", "--config", str(job), "--keep", keep)[0] == 0
     left = json.loads(run("store", "stats", "--config", str(job), "--json")[1])

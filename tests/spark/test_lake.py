@@ -101,6 +101,48 @@ def test_a_small_file_is_replaced_whole(spark, tmp_path):
     assert sorted(files.children(spark, str(tmp_path / "deep/er"))) == ["x.json"]
 
 
+def test_a_small_file_is_replaced_on_a_file_system_without_an_atomic_rename(spark, tmp_path):
+    """Hive's `pfile`: Hadoop knows no FileContext for it, as for dbfs."""
+    path = f"pfile://{tmp_path}/deep/er/x.json"
+    spark.conf.set("fs.pfile.impl", "org.apache.hadoop.fs.ProxyLocalFileSystem")
+    try:
+        for text in ("one", "zwei ä"):
+            files.write_text(spark, path, text)
+            assert files.read_text(spark, path) == text
+        assert sorted(files.children(spark, f"pfile://{tmp_path}/deep/er")) == ["x.json"]
+    finally:
+        spark.conf.unset("fs.pfile.impl")
+
+
+def test_what_cannot_be_deleted_is_told(spark, tmp_path, caplog):
+    (tmp_path / "held/inner").mkdir(parents=True)
+    (tmp_path / "held/inner/file").touch()
+    real = os.unlink
+
+    def refuses(path: Any, *rest: Any, **named: Any) -> None:
+        if Path(str(path)).name == "file":
+            raise PermissionError(13, "Permission denied")
+        real(path, *rest, **named)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "unlink", refuses)
+        with pytest.raises(PermissionError):
+            files.remove(spark, str(tmp_path / "held"))
+        assert files.clear(spark, str(tmp_path / "held")) is None
+    assert "held is not needed any more and cannot be deleted: " in caplog.text
+    files.remove(spark, str(tmp_path / "held"))
+    assert not (tmp_path / "held").exists()
+
+
+def test_an_object_stores_folders_have_no_age(spark, tmp_path, monkeypatch):
+    (tmp_path / "run/_temporary/0").mkdir(parents=True)
+    assert files.youngest(spark, str(tmp_path / "run")) < 60
+    monkeypatch.setattr(files, "_OBJECT_STORES", {"file"})
+    assert files.youngest(spark, str(tmp_path / "run")) is None
+    (tmp_path / "run/_temporary/part").touch()
+    assert files.youngest(spark, str(tmp_path / "run")) < 60
+
+
 def test_children_tell_their_age_and_removing_what_is_not_there_is_no_error(spark, tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "new.txt").touch()
@@ -174,6 +216,23 @@ def test_old_versions_go_and_the_current_one_counts_as_kept(spark, tmp_path):
     publish(spark, out, 9, "d", keep=1)
     assert kept(out) == ["d"]
     assert read_reranked(spark, str(out)).count() == 9
+
+
+@pytest.mark.parametrize(
+    "change", [{"kept": ["b", "../../precious"]}, {"version": "../../precious"}, {"kept": 7}]
+)
+@pytest.mark.parametrize("date", [None, "2026-01-30"])
+def test_a_pointer_that_names_another_place_is_refused(spark, tmp_path, change, date):
+    out, precious = tmp_path / "out", tmp_path / "precious"
+    spark.range(1).write.parquet(str(precious))
+    publish(spark, out, 1, "a", date)
+    (pointer,) = (out / "_current").glob("*.json")
+    pointer.write_text(json.dumps({**json.loads(pointer.read_text()), **change}))
+    with pytest.raises(InputError, match=r"is not what this job writes: .*restore it, or delete it"):
+        publish(spark, out, 2, "c", date)
+    with pytest.raises(InputError, match="is not what this job writes"):
+        read_reranked(spark, str(out))
+    assert precious.exists()
 
 
 def test_a_version_that_fails_half_way_is_never_seen(spark, tmp_path):

@@ -10,8 +10,9 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import time as now
 from typing import Any
 
 import pandas as pd
@@ -23,10 +24,10 @@ from tables_of import three_tables
 
 from rerank_udf.config import Source, Store, Target
 from rerank_udf.errors import InputError, StoreError
-from rerank_udf.lake import targets
+from rerank_udf.lake import files, targets
 from rerank_udf.lake.catalog import full_parts, provider_of
 from rerank_udf.lake.sources import read_source, read_versioned, source_version
-from rerank_udf.lake.store import open_store
+from rerank_udf.lake.store import FACTS_SCHEMA, open_store
 from rerank_udf.spark.assess import assess
 from rerank_udf.spark.pipeline import at_versions
 
@@ -440,6 +441,40 @@ def test_what_a_failed_creation_left_is_in_nobodys_way(spark, tmp_path, lake_for
     assert held(spark.read.format("delta").load(str(out)), "query_id") == {("q1",)}
     assert [path.name for path in (out / "_delta_log").glob("*.json")] == [f"{0:020}.json"]
     assert all((out / name).exists() for name in left_over)
+
+
+@pytest.mark.parametrize("column", ["my col", "nested struct<`a,b`: int>"])
+def test_a_name_that_a_new_delta_table_refuses_is_told_before_the_work(spark, tmp_path, lake_formats, column):
+    lake_formats("delta")
+    ddl = f"query_id string, `{column}` int" if column == "my col" else f"query_id string, {column}"
+    rows = spark.createDataFrame([], ddl)
+    target = Target(path=str(tmp_path / "out"), format="delta")
+    with pytest.raises(
+        InputError, match=r"a new Delta table takes no column '(my col|a,b)' .*rename it in the"
+    ):
+        targets.check(spark, rows.schema, target)
+    with pytest.raises(Exception, match=r"(?i)invalid"):
+        rows.write.format("delta").save(str(tmp_path / "by delta itself"))
+    targets.check(spark, rows.schema, Target(path=str(tmp_path / "out"), format="parquet"))
+
+
+def test_an_object_stores_half_made_delta_table_is_not_waited_for_for_ever(
+    spark, tmp_path, lake_formats, monkeypatch
+):
+    """There a folder is always as old as the question."""
+    lake_formats("delta")
+    (tmp_path / "store/facts/_delta_log").mkdir(parents=True)
+    monkeypatch.setattr("rerank_udf.lake.delta._CREATING_SECONDS", 1.0)
+    real = files.entries
+
+    def ageless(session: SparkSession, path: str) -> list[files.Entry]:
+        return [replace(entry, modified=now()) for entry in real(session, path)]
+
+    monkeypatch.setattr(files, "entries", ageless)
+    store = open_store(spark, Store(format="delta"), str(tmp_path / "store"))
+    fact = spark.createDataFrame([(b"k" * 16, 0.5, 3, False)], FACTS_SCHEMA)
+    assert store.append(fact, "a" * 32, "1" * 32)
+    assert store.facts("a" * 32).count() == 1
 
 
 def test_a_table_of_sparks_own_stays_what_it_is(spark):

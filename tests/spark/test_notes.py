@@ -76,6 +76,21 @@ def test_a_pair_that_kills_is_alone_found_and_given_up_by_the_fourth_attempt(sco
     assert len(found) == 600
 
 
+def test_a_pair_whose_worker_died_of_anothers_failure_is_scored(scorer, tmp_path):
+    """Task 1 ends job after job; task 0's worker is killed with it each time, with the same pair alone in hand."""
+    mortal = Mortal(scorer)
+    assert attempt(mortal, tmp_path, 1) is None
+    assert attempt(mortal, tmp_path, 2) is None
+    innocent = Attempts(str(tmp_path), 3, {1: 1, 2: 1})
+    found = {}
+    for keys, pairs in scored_cautiously(scorer, task(), innocent):
+        found |= {key: pairs.errors.get(row, (None,))[0] for row, key in enumerate(keys.to_pylist())}
+    assert len(found) == 600
+    assert set(found.values()) == {None}
+    assert len(innocent.opened().alone()) == 0
+    assert len(Attempts(str(tmp_path), 3, {1: 0, 2: 0}).opened().alone()) == 1
+
+
 def test_an_attempt_that_nobody_killed_leaves_no_note(scorer, tmp_path):
     found = attempt(scorer, tmp_path, 1)
     assert found is not None
@@ -141,8 +156,8 @@ def test_a_folder_that_cannot_be_made_gives_way_to_the_nodes_own_disk(tmp_path, 
 
 
 def test_a_note_that_was_cut_short_names_only_whole_keys(tmp_path):
-    (tmp_path / "half").write_bytes(b"k" * 16 + b"x" * 7)
-    (tmp_path / "nothing").write_bytes(b"")
+    (tmp_path / "0-0-half").write_bytes(b"k" * 16 + b"x" * 7)
+    (tmp_path / "0-0-nothing").write_bytes(b"")
     assert Notes(str(tmp_path)).left() == [[b"k" * 16]]
 
 

@@ -468,6 +468,22 @@ def test_scores_of_the_dead_stay_until_they_are_in_a_store(spark, tmp_path):
     assert not scored.exists()
 
 
+def test_scores_of_the_dead_are_taken_over_by_runs_of_their_own_store(spark, tmp_path):
+    own, others = (
+        tmp_path / f"scored/key-{store}/20200101T000000Z-aaaaaa" for store in ("1234abcd", "5678abcd")
+    )
+    for folder in (own, others):
+        (folder / "wave-00001").mkdir(parents=True)
+        for path in (folder / "wave-00001", folder):
+            os.utime(path, (1, 1))
+    rescued = []
+    work = Workplace(spark, str(tmp_path), "key", "run", "1234abcd")
+    work.clear_away_the_dead(lambda *what: rescued.append(what))
+    assert rescued == [("key", str(own))]
+    assert others.exists()
+    assert not own.exists()
+
+
 def test_a_run_gives_signs_of_life_until_it_ends(spark, tmp_path, monkeypatch):
     monkeypatch.setattr(workplace, "_HEARTBEAT_SECONDS", 0.01)
     work = Workplace(spark, str(tmp_path), "key", "20200101T000000Z-aaaaaa")

@@ -167,6 +167,19 @@ def test_a_run_that_died_before_it_appended_is_adopted(world, monkeypatch):
     assert (again.store["adopted"], world.stored()) == (0, 45)
 
 
+def test_stores_that_share_a_work_folder_keep_their_dead_runs_apart(world, monkeypatch):
+    shared = {"store": {"work": str(world.folder / "work"), "path": str(world.folder / "one")}}
+    others = {"store": {"work": str(world.folder / "work"), "path": str(world.folder / "other")}}
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "absorb", dies)
+        with pytest.raises(KeyboardInterrupt):
+            world.run(**shared)
+    other = world.run(**others)
+    assert (other.pairs_scored, other.store["adopted"]) == (45, 0)
+    one = world.run(**shared)
+    assert (one.pairs_scored, one.store["adopted"]) == (0, 45)
+
+
 def test_half_of_what_a_dead_run_did_is_half_that_is_left(world, monkeypatch, many_waves):
     real = waves.Scoring._write
     written: list[int] = []

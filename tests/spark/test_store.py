@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from rerank_udf.config import Store
 from rerank_udf.errors import StoreError
+from rerank_udf.lake import files, versions
 from rerank_udf.lake.store import FACTS_SCHEMA, append_id_of, open_store, reduced
 from rerank_udf.lake.store.parquet import ParquetStore
 
@@ -272,6 +274,126 @@ def test_vacuum_forgets_other_models_and_clears_left_overs_after_a_day(spark, st
     assert len(store.vacuum(frozenset({MODEL}), dry_run=False)) == 2
     assert [len(list(path.glob("part-*"))) for path in (root / "facts" / MODEL).iterdir()] == [1]
     assert logits(store.facts(MODEL)) == {key(n): [n / 8] for n in range(11)}
+
+
+def compacted_twice(spark: SparkSession, store: ParquetStore) -> dict[bytes, list[float]]:
+    """Appends 0 and 1 in one commit, that and append 2 in another, all of it long ago; the facts."""
+    for number in range(3):
+        store.append(facts(spark, range(number * 4, number * 4 + 4)), MODEL, str(number) * 32)
+        if number:
+            store.compact(dry_run=False)
+    long_ago = time.time() - 2 * DAY
+    for path in Path(store.place).rglob("*"):
+        os.utime(path, (long_ago, long_ago))
+    return {key(n): [n / 8] for n in range(12)}
+
+
+@pytest.mark.parametrize("deletions", range(0, 9))
+def test_a_vacuum_that_dies_on_the_way_brings_nothing_back(spark, store, monkeypatch, deletions):
+    expected = compacted_twice(spark, store)
+    real, done = files.remove, []
+
+    def dies(session: SparkSession, path: str) -> None:
+        if len(done) == deletions:
+            raise KeyboardInterrupt
+        done.append(path)
+        real(session, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "remove", dies)
+        with suppress(KeyboardInterrupt):
+            store.vacuum(frozenset({MODEL}), dry_run=False)
+    assert logits(store.facts(MODEL)) == expected
+    assert store.verify() == []
+    store.vacuum(frozenset({MODEL}), dry_run=False)
+    assert len(list(Path(store.place, "facts", MODEL).iterdir())) == 1
+    assert logits(store.facts(MODEL)) == expected
+
+
+def test_forgetting_a_model_that_dies_on_the_way_leaves_a_sound_store(spark, store, monkeypatch):
+    expected = compacted_twice(spark, store)
+    removed: list[str] = []
+    monkeypatch.setattr(files, "remove", lambda session, path: removed.append(path))
+    store.vacuum(frozenset(), dry_run=False)
+    monkeypatch.undo()
+    for path in removed:  # one by one, as if it died after each
+        files.remove(spark, path)
+        found = logits(store.facts(MODEL))
+        assert found.items() <= expected.items()
+        assert store.verify() == []
+    assert store.stats() == []
+
+
+def test_keeping_all_clears_left_overs_and_forgets_no_model(spark, store):
+    expected = compacted_twice(spark, store)
+    store.append(facts(spark, range(3)), OTHER, "0" * 32)
+    assert len(store.vacuum(None, dry_run=False)) == 4
+    assert logits(store.facts(MODEL)) == expected
+    assert len(logits(store.facts(OTHER))) == 3
+
+
+def test_an_append_that_has_no_file_yet_is_as_old_as_its_name_says(spark, store, root, monkeypatch):
+    """On object stores a folder has no time, and a file is there when it is whole."""
+    store.append(facts(spark, range(4)), MODEL, "1" * 32)
+    folder = root / "facts" / MODEL
+    live = f"{'2' * 32}.{versions.new_run_id()}"
+    for name in (live, f"{'3' * 32}.20260101T000000Z-aaaaaa"):
+        (folder / name / "_temporary/0").mkdir(parents=True)
+    monkeypatch.setattr(files, "_OBJECT_STORES", {"file"})
+    store.vacuum(None, dry_run=False)
+    assert sorted(path.name[:1] for path in folder.iterdir()) == ["1", "2"]
+
+
+def test_large_files_are_not_written_anew_for_a_few_small_ones(spark, store, monkeypatch):
+    large = facts(spark, range(3000), parts=1)
+    store.append(large, MODEL, "1" * 32)
+    (whole,) = data_files(Path(store.place))
+    monkeypatch.setattr("rerank_udf.lake.store.parquet.FILE_BYTES", int(1.5 * whole.stat().st_size))
+    for number in (2, 3):
+        store.append(facts(spark, range(number, number + 5), shift=1.0), MODEL, str(number) * 32)
+    (change,) = store.compact(dry_run=False)
+    assert change.files_after == 1
+    assert whole in data_files(Path(store.place))
+    assert [(one.files, one.appends) for one in store.stats()] == [(2, 2)]
+    assert logits(reduced(store.facts(MODEL))) == logits(large)
+    assert store.compact(dry_run=True) == []
+
+
+def test_a_damaged_page_is_not_given_a_sound_checksum(spark, store, root):
+    for number in range(2):
+        store.append(facts(spark, range(number * 500, number * 500 + 500), parts=1), MODEL, str(number) * 32)
+    flipped(data_files(root)[0])
+    with pytest.raises(StoreError, match="cannot be written"):
+        store.compact(dry_run=False)
+    assert len(store.verify()) == 1
+
+
+def flipped(path: Path) -> None:
+    """Change one bit in the middle of a Parquet file's keys, where only a checksum can tell."""
+    column = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    place = column.data_page_offset + column.total_compressed_size // 2
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    path.with_name(f".{path.name}.crc").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("setting", ["ignoreCorruptFiles", "ignoreMissingFiles"])
+def test_no_session_setting_makes_damage_look_sound(spark, store, root, session_settings, setting):
+    session_settings.conf.set(f"spark.sql.files.{setting}", "true")
+    store.append(facts(spark, range(8)), MODEL, "1" * 32)
+    first, _ = data_files(root)
+    if setting == "ignoreMissingFiles":
+        reader = store.facts(MODEL)
+        first.unlink()
+    else:
+        content = first.read_bytes()
+        first.write_bytes(content[:4] + bytes(len(content) - 8) + content[-4:])
+        first.with_name(f".{first.name}.crc").unlink(missing_ok=True)
+        assert [Path(one.file).name for one in store.verify()] == [first.name]
+        reader = store.facts(MODEL)
+    with pytest.raises(Exception, match=r"(?i)parquet|not exist|FILE"):
+        reader.collect()
 
 
 def test_a_place_that_cannot_be_written_is_a_sentence(spark, tmp_path, monkeypatch):

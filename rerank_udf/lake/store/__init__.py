@@ -93,8 +93,8 @@ class ScoreStore(Protocol):
         """Write many small files anew as few large ones; with `dry_run` only say what would be done."""
         ...
 
-    def vacuum(self, keep: frozenset[str], dry_run: bool) -> list[Change]:
-        """Forget the facts of every model_key that is not in `keep`, and delete what no reader needs any more."""
+    def vacuum(self, keep: frozenset[str] | None, dry_run: bool) -> list[Change]:
+        """Forget the facts of every model_key that is not in `keep` (None: of none), and what no reader needs."""
         ...
 
 

@@ -96,7 +96,7 @@ class DeltaStore:
             self._spark.sql(f"optimize {self._table.sql}").collect()
         return as_found(planned, self._live())
 
-    def vacuum(self, keep: frozenset[str], dry_run: bool) -> list[Change]:
+    def vacuum(self, keep: frozenset[str] | None, dry_run: bool) -> list[Change]:
         """See ScoreStore. A file goes a week after the last version with it (delta.deletedFileRetentionDuration)."""
         if not self._table.exists():
             return []

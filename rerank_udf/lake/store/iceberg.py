@@ -86,7 +86,7 @@ class IcebergStore:
             self._table.call("rewrite_data_files", options="map('min-input-files', '2')").collect()
         return as_found(planned, self._live())
 
-    def vacuum(self, keep: frozenset[str], dry_run: bool) -> list[Change]:
+    def vacuum(self, keep: frozenset[str] | None, dry_run: bool) -> list[Change]:
         """See ScoreStore. Files go five days after the last snapshot that needs them, files of no snapshot after three.
 
         The one by the table's property history.expire.max-snapshot-age-ms. Append ids go with their snapshots.

@@ -1,12 +1,13 @@
 """The score store as plain Parquet in a folder of its own, on any file system.
 
     <root>/_rerank_udf_store.json                        what this folder is
-    <root>/facts/<model_key>/<append_id>.<nonce>/part-*.parquet
-    <root>/facts/<model_key>/<append_id>.<nonce>/_commit.json    its files with their sizes; written last
+    <root>/facts/<model_key>/<append_id>.<time>-<nonce>/part-*.parquet
+    <root>/facts/<model_key>/<append_id>.<time>-<nonce>/_commit.json    its files with their sizes; written last
 
 A folder without `_commit.json` does not exist for readers, and they read the files that it names, no others. Nothing
-is renamed. A compaction is one more such folder whose `_commit.json` names the folders it `replaces`; those are
-deleted a day later, by `vacuum`.
+is renamed. A compaction is one more such folder whose `_commit.json` names the folders it `replaces`, and those that
+they replaced while they are still there; `vacuum` deletes them a day later. A folder goes after those that it replaced,
+and its `_commit.json` first: at no moment does anything that was replaced count again, or a commit name a lost file.
 """
 
 from __future__ import annotations
@@ -14,18 +15,17 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
 from rerank_udf.errors import StoreError
-from rerank_udf.lake import files
+from rerank_udf.lake import files, versions
 from rerank_udf.lake.failures import innermost_cause
 from rerank_udf.lake.store import FACTS_SCHEMA, Change, Damage, KeyStats, append_id_of, reduced
-from rerank_udf.lake.store.reading import damaged_files, missing_or_cut
+from rerank_udf.lake.store.reading import damaged_files, facts_in, missing_or_cut
 
 MARKER = "_rerank_udf_store.json"
 COMMIT = "_commit.json"
@@ -72,7 +72,7 @@ class ParquetStore:
     def facts(self, model_key: str) -> DataFrame | None:
         """See ScoreStore."""
         paths = [path for commit in self._live(model_key) for path in commit.paths()]
-        return self._spark.read.schema(FACTS_SCHEMA).parquet(*paths) if paths else None
+        return facts_in(self._spark, paths) if paths else None
 
     def append(self, facts: DataFrame, model_key: str, append_id: str) -> bool:
         """See ScoreStore."""
@@ -111,37 +111,41 @@ class ParquetStore:
         return damage
 
     def compact(self, dry_run: bool) -> list[Change]:
-        """See ScoreStore."""
+        """See ScoreStore. Commits of large files stay as they are."""
         changes = []
         for key in self._model_keys():
-            live = self._live(key)
-            count, size = sum(len(commit.files) for commit in live), sum(commit.bytes for commit in live)
+            small = [
+                commit for commit in self._live(key) if 2 * commit.bytes < len(commit.files) * FILE_BYTES
+            ]
+            count, size = sum(len(commit.files) for commit in small), sum(commit.bytes for commit in small)
             wanted = max(1, math.ceil(size / FILE_BYTES))
-            if len(live) < 2 or count <= wanted:
+            if len(small) < 2 or count <= wanted:
                 continue
-            changes.append(Change(key, f"{len(live)} appends into one", count, wanted, size))
+            changes.append(Change(key, f"{len(small)} appends into one", count, wanted, size))
             if not dry_run:
-                self._compact(key, live, wanted)
+                self._compact(key, small, wanted)
         return changes
 
-    def vacuum(self, keep: frozenset[str], dry_run: bool) -> list[Change]:
+    def vacuum(self, keep: frozenset[str] | None, dry_run: bool) -> list[Change]:
         """See ScoreStore. Replaced and unfinished folders go once nothing has been written to them for a day."""
         changes = []
         for key in self._model_keys():
             folder = self._key_folder(key)
-            if key not in keep:
+            if keep is not None and key not in keep:
                 live = self._live(key)
                 count, size = sum(len(c.files) for c in live), sum(c.bytes for c in live)
                 changes.append(Change(key, "forgotten", count, 0, size))
                 if not dry_run:
+                    self._remove(key, [entry.name for entry in files.entries(self._spark, folder)])
                     files.remove(self._spark, folder)
                 continue
-            for name in self._left_over(key):
+            left_over = list(self._left_over(key))
+            for name in left_over:
                 found = [e for e in files.entries(self._spark, f"{folder}/{name}") if not _is_hidden(e.name)]
                 size = sum(entry.bytes for entry in found)
                 changes.append(Change(key, f"left over: {name}", len(found), 0, size))
-                if not dry_run:
-                    files.remove(self._spark, f"{folder}/{name}")
+            if not dry_run:
+                self._remove(key, left_over)
         return changes
 
     # --- place ---
@@ -192,7 +196,11 @@ class ParquetStore:
         return [commit for commit in commits if commit.name not in replaced]
 
     def _left_over(self, model_key: str) -> Iterator[str]:
-        """Folders that no reader needs: replaced a day ago, or never committed and untouched for a day."""
+        """Folders that no reader needs: replaced a day ago, or never committed and untouched for a day.
+
+        Object stores know no time of a folder, and show a task's file when it is whole: there, the time in the name of
+        one that has no file yet.
+        """
         commits = self._commits(model_key)
         replaced = {name: commit.folder for commit in commits for name in commit.replaces}
         live = {commit.name for commit in commits if commit.name not in replaced}
@@ -201,21 +209,30 @@ class ParquetStore:
             if entry.name in live:
                 continue
             age = files.youngest(self._spark, replaced.get(entry.name, f"{folder}/{entry.name}"))
+            if age is None:
+                age = versions.run_age(entry.name.rpartition(".")[-1])
             if age is None or age > _LEFT_OVER_SECONDS:
                 yield entry.name
+
+    def _remove(self, model_key: str, names: Sequence[str]) -> None:
+        """Delete folders of commits or of none, in an order that leaves a sound store wherever it ends."""
+        replaces = {commit.name: commit.replaces for commit in self._commits(model_key)}
+        for name in sorted(names, key=lambda name: _generation(name, replaces)):
+            files.remove(self._spark, f"{self._key_folder(model_key)}/{name}/{COMMIT}")
+            files.remove(self._spark, f"{self._key_folder(model_key)}/{name}")
 
     def _commit(
         self, facts: DataFrame, model_key: str, append_id: str, replaces: Sequence[str]
     ) -> Commit | None:
         """Write a folder and its marker; None, and nothing left, where there are no facts."""
-        folder = f"{self._key_folder(model_key)}/{append_id}.{uuid.uuid4().hex[:8]}"
+        folder = f"{self._key_folder(model_key)}/{append_id}.{versions.new_run_id()}"
         try:
             if files.read_text(self._spark, f"{self.place}/{MARKER}") is None:
                 files.write_text(self._spark, f"{self.place}/{MARKER}", json.dumps(_KIND, indent=1) + "\n")
             facts.select(*FACTS_SCHEMA.names).write.parquet(folder)
             written = {e.name: e.bytes for e in files.entries(self._spark, folder) if not _is_hidden(e.name)}
             commit = Commit(folder, written, 0, tuple(replaces))
-            count = self._spark.read.schema(FACTS_SCHEMA).parquet(*commit.paths()).count() if written else 0
+            count = facts_in(self._spark, commit.paths()).count() if written else 0
             if not count:
                 files.remove(self._spark, folder)
                 return None
@@ -227,15 +244,23 @@ class ParquetStore:
             ) from error
         return commit
 
-    def _compact(self, model_key: str, live: list[Commit], file_count: int) -> None:
-        paths = [path for commit in live for path in commit.paths()]
-        one_a_pair = reduced(self._spark.read.schema(FACTS_SCHEMA).parquet(*paths))
-        names = [commit.name for commit in live]
-        self._commit(one_a_pair.coalesce(file_count), model_key, append_id_of(names), replaces=names)
+    def _compact(self, model_key: str, small: list[Commit], file_count: int) -> None:
+        """Their facts as one commit; a damaged page is an error here, and does not get a sound checksum."""
+        paths = [path for commit in small for path in commit.paths()]
+        one_a_pair = reduced(facts_in(self._spark, paths, checked=True))
+        names = [commit.name for commit in small]
+        there = {commit.name for commit in self._commits(model_key)}
+        before = sorted(there.intersection(name for commit in small for name in commit.replaces))
+        self._commit(one_a_pair.coalesce(file_count), model_key, append_id_of(names), replaces=names + before)
 
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(("_", "."))
+
+
+def _generation(name: str, replaces: Mapping[str, Sequence[str]]) -> int:
+    """0 for a commit that replaces nothing, else one more than the highest of those that it replaces."""
+    return max((1 + _generation(earlier, replaces) for earlier in replaces.get(name, ())), default=0)
 
 
 def _commit_text(commit: Commit, facts: int) -> str:

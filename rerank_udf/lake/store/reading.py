@@ -1,10 +1,10 @@
-"""Which Parquet files of a store do not hold what was written to them."""
+"""Reading a store's Parquet files, and which of them do not hold what was written to them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from rerank_udf import tables
@@ -12,6 +12,17 @@ from rerank_udf.lake.failures import innermost_cause
 from rerank_udf.lake.store import FACTS_SCHEMA
 
 _KEY_BYTES = 16
+
+
+def facts_in(spark: SparkSession, paths: Sequence[str], *, checked: bool = False) -> DataFrame:
+    """The facts in these files, all of them: no session setting makes Spark pass over one that is damaged or gone.
+
+    `checked`: every page's checksum is verified.
+    """
+    reader = spark.read.schema(FACTS_SCHEMA).options(ignoreCorruptFiles="false", ignoreMissingFiles="false")
+    if checked:
+        reader = reader.option("parquet.page.verify-checksum.enabled", "true")
+    return reader.parquet(*paths)
 
 
 def missing_or_cut(folder: str, expected: Mapping[str, int], present: Mapping[str, int]) -> dict[str, str]:
@@ -39,7 +50,6 @@ def damaged_files(spark: SparkSession, paths: Sequence[str]) -> dict[str, str]:
 
 def _problem(spark: SparkSession, paths: Sequence[str]) -> str | None:
     """What is wrong with these files, None where nothing is."""
-    reader = spark.read.schema(FACTS_SCHEMA).option("parquet.page.verify-checksum.enabled", "true")
     odd = (
         F.col(tables.PAIR_KEY).isNull()
         | (F.octet_length(tables.PAIR_KEY) != _KEY_BYTES)
@@ -49,7 +59,7 @@ def _problem(spark: SparkSession, paths: Sequence[str]) -> str | None:
         | F.col(tables.TRUNCATED).isNull()
     )
     # the hash makes Spark decode every column of every row
-    wanted = reader.parquet(*paths).agg(
+    wanted = facts_in(spark, paths, checked=True).agg(
         F.sum(odd.cast("int")).alias("odd"), F.bit_xor(F.xxhash64(*FACTS_SCHEMA.names)).alias("all")
     )
     try:

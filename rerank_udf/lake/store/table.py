@@ -106,7 +106,7 @@ def as_found(changes: Sequence[Change], live: LiveFiles) -> list[Change]:
     return [replace(change, files_after=len(live.get(change.model_key, ()))) for change in changes]
 
 
-def forgettings(live: LiveFiles, keep: frozenset[str]) -> list[Change]:
+def forgettings(live: LiveFiles, keep: frozenset[str] | None) -> list[Change]:
     """What is not to be kept; raises StoreError where a model_key is none of ours (its name goes into SQL)."""
     odd = [key for key in live if not _MODEL_KEY.fullmatch(key)]
     if odd:
@@ -116,7 +116,7 @@ def forgettings(live: LiveFiles, keep: frozenset[str]) -> list[Change]:
     return [
         Change(key, "forgotten", len(some), 0, sum(file.bytes for file in some))
         for key, some in sorted(live.items())
-        if key not in keep
+        if keep is not None and key not in keep
     ]
 
 
