@@ -15,7 +15,7 @@ from typing import Any
 import click
 import pandas as pd
 from qualitybench.sets import DEPTHS, EvaluationSet, read_set
-from qualitybench.systems import e5_cosines, min_max, model_logits, ranked, scored_by
+from qualitybench.systems import e5_cosines, min_max, model_logits, ranked, scored_by, scores_folder
 from rich.console import Console
 from rich.table import Table
 
@@ -80,26 +80,33 @@ def main(
         "versions": installed_versions(),
     }
     chosen = {"work": work, "model": model, "revision": revision, "precision": precision, "lengths": lengths}
+    chosen["used"] = used = set[Path]()
     for name in sets.split(","):
         whole = read_set(Path(data), name, questions, DEPTHS[name])
         part = read_set(Path(data), name, min(few, questions or few), DEPTHS[name])
         for study in studies.split(","):
             rows = _STUDIES[study](part if study in ("precision", "length") else whole, weight, chosen)
-            found[f"{name} {study}"] = rows.to_dict("records")
+            found[f"{name} {study}"] = _records(rows)
             _print(console, f"{name}: {study}", rows)
-            found["scored by"] = scored_by(work)
+            found["scored by"] = scored_by(used)
             if out is not None:
                 out.parent.mkdir(parents=True, exist_ok=True)
-                out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+                text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+                out.write_text(text + "\n", encoding="utf-8")
 
 
 def _scores(
     one: EvaluationSet, chosen: dict[str, Any], precision: str | None = None, max_length: int = 512
 ) -> pd.Series:
-    precision = precision or chosen["precision"]
-    return model_logits(
-        one, chosen["work"], chosen["model"], precision, max_length, revision=chosen["revision"]
-    )
+    what = (chosen["work"], chosen["model"], precision or chosen["precision"], max_length, chosen["revision"])
+    chosen["used"].add(scores_folder(*what))
+    return model_logits(one, *what)
+
+
+def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """A dictionary a row; null where there is no number, for which JSON has no NaN."""
+    records: list[dict[str, Any]] = json.loads(rows.to_json(orient="records"))
+    return records
 
 
 def _main(one: EvaluationSet, weight: float, chosen: dict[str, Any]) -> pd.DataFrame:
@@ -140,10 +147,9 @@ def _mean(one: EvaluationSet, scores: pd.Series, depth: int | None = None) -> fl
 
 
 def _depth(one: EvaluationSet, weight: float, chosen: dict[str, Any]) -> pd.DataFrame:
-    """How many candidates are worth scoring."""
+    """How many candidates are worth scoring; those beyond the depth follow in the first stage's order."""
     first, logits = one.first_stage, _scores(one, chosen)
-    scores = {first: one.candidates["score"], MODEL: logits}
-    fused = min_max(one, {MODEL: weight, first: 1 - weight}, scores)
+    scores, weights = {first: one.candidates["score"], MODEL: logits}, {MODEL: weight, first: 1 - weight}
     depths = [depth for depth in (0, 5, 10, 20, 50, 100) if depth <= DEPTHS[one.name]]
     relevant = one.candidates.merge(one.qrels[one.qrels["relevance"] > 0], on=["query_id", "passage_id"])
     return pd.DataFrame(
@@ -155,7 +161,7 @@ def _depth(one: EvaluationSet, weight: float, chosen: dict[str, Any]) -> pd.Data
                     float((relevant["rank"] <= depth).sum() / (one.qrels["relevance"] > 0).sum()), 4
                 ),
                 MODEL: _mean(one, logits, depth),
-                FUSED: _mean(one, fused, depth),
+                FUSED: _mean(one, min_max(one, weights, scores, depth), depth),
             }
             for depth in depths
         ]

@@ -1,17 +1,21 @@
-"""The quality benchmark keeps what it has scored, and says what scored it."""
+"""The quality benchmark keeps what it has scored, says what scored it, and mixes as a job does."""
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import bench_quality
 from qualitybench import systems
 from qualitybench.sets import EvaluationSet, read_set
-from qualitybench.systems import min_max, model_logits, ranked, scored_by
+from qualitybench.systems import min_max, model_logits, ranked, scored_by, scores_folder
 
 from rerank_udf import load_scorer
 
@@ -50,7 +54,9 @@ def test_logits_are_scored_once_in_the_candidates_order_and_say_by_what(
     for row, logit in zip(one.candidates.to_dict("records"), found, strict=True):
         texts = [one.queries[row["query_id"]]], [one.passages[row["passage_id"]]]
         assert alone.logits(*texts)[0] == np.float32(logit)
-    (facts,) = scored_by(work)
+    folder = scores_folder(work, str(hash_model), "float32", 512)
+    (facts,) = scored_by([folder])
+    assert (facts["scores"], work / folder.name) == (folder.name, folder)
     assert facts["model"] == str(hash_model)
     assert facts["max_length"] == 512
 
@@ -73,3 +79,59 @@ def test_a_mixture_orders_by_the_sum_of_both_scores_brought_to_one_scale(one: Ev
     assert order.query("query_id == 'de/q1'")["passage_id"].tolist() == ["de/c", "de/b", "de/a"]
     cut = ranked(one, mixed, depth=2)
     assert cut.query("query_id == 'de/q1'")["passage_id"].tolist() == ["de/b", "de/a", "de/c"]
+
+
+def test_a_mixture_of_some_depth_knows_the_scored_candidates_only(one: EvaluationSet) -> None:
+    """The third logit would press the other two together, and the first stage's order would win."""
+    first = one.candidates["score"]
+    model = pd.Series(np.tile([0.0, 10.0, 1000.0], 6), index=one.candidates.index)
+    mixed = min_max(one, {"model": 0.7, "first": 0.3}, {"model": model, "first": first}, depth=2)
+    np.testing.assert_allclose(mixed, np.tile([0.3, 0.7, np.nan], 6))
+    order = ranked(one, mixed, depth=2).query("query_id == 'en/q2'")
+    assert order["passage_id"].tolist() == ["en/b", "en/a", "en/c"]
+    none = min_max(one, {"model": 0.7, "first": 0.3}, {"model": model, "first": first}, depth=0)
+    order = ranked(one, none, depth=0).query("query_id == 'en/q2'")
+    assert order["passage_id"].tolist() == ["en/a", "en/b", "en/c"]
+    alone = min_max(one, {"model": 0.7, "first": 0.3}, {"model": model, "first": first}, depth=1)
+    np.testing.assert_allclose(alone, np.tile([0.0, np.nan, np.nan], 6))
+
+
+def test_the_depth_study_mixes_what_a_job_of_that_depth_scores(
+    one: EvaluationSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fifth of seven is right; by far the highest logit has the sixth, which a job of depth 5 does not score."""
+    ids = list("abcdefg")
+    candidates = pd.DataFrame({"query_id": "q", "passage_id": ids, "rank": range(1, 8), "group": "de"})
+    candidates["score"] = 8.0 - candidates["rank"]
+    qrels = pd.DataFrame({"query_id": ["q"], "passage_id": ["e"], "relevance": [1]})
+    small = replace(one, candidates=candidates, qrels=qrels)
+    logits = pd.Series([0.0, 0.0, 0.0, 0.0, 10.0, 1000.0, 0.0])
+    monkeypatch.setattr(bench_quality, "_scores", lambda *_: logits)
+    rows = bench_quality._depth(small, 0.7, {}).set_index("depth")["fused"]
+    assert rows[0] == pytest.approx(1 / np.log2(6), abs=5e-5)
+    assert rows[5] == 1.0
+    assert rows[10] == pytest.approx(1 / np.log2(7), abs=5e-5)
+
+
+def test_results_are_json_and_name_the_scorers_of_their_own_studies(
+    one: EvaluationSet, hash_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, out = tmp_path / "work", tmp_path / "found.json"
+    model_logits(one, work, str(hash_model), "float32", 64)  # of another study, in the same folder
+    monkeypatch.setenv("RERANK_UDF_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(bench_quality, "e5_cosines", lambda one, _: -one.candidates["score"])
+    given = ["--studies", "main,depth", "--sets", "xquad", "--precision", "float32"]
+    given += ["--model", str(hash_model), "--work", str(work), "--out", str(out)]
+    done = CliRunner().invoke(bench_quality.main, given)
+    assert done.exit_code == 0, done.output
+    found = json.loads(out.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert [facts["max_length"] for facts in found["scored by"]] == [512]
+    first, *others = (row for row in found["xquad main"] if row["group"] == "all")
+    assert (first["system"], first["delta"], first["ci_low"], first["won"]) == ("BM25", None, None, None)
+    assert all(isinstance(row["won"], int) and row["delta"] is not None for row in others)
+    assert [row["depth"] for row in found["xquad depth"]] == [0, 5, 10, 20]
+
+
+@pytest.mark.parametrize("path", sorted(Path(bench_quality.__file__).parent.glob("results/quality/*.json")))
+def test_committed_results_are_json(path: Path) -> None:
+    assert json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)["scored by"]

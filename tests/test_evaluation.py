@@ -20,8 +20,9 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+import rerank_udf.evaluation as on_driver
 from rerank_udf.errors import ConfigError, InputError
-from rerank_udf.evaluation import Evaluation, evaluate, parse_measures
+from rerank_udf.evaluation import Evaluation, evaluate, parse_measures, significance
 from rerank_udf.evaluation.study import random_shuffles
 
 with warnings.catch_warnings():
@@ -158,6 +159,30 @@ def test_a_query_without_candidates_counts_as_zero_and_one_without_qrels_is_left
     shown = text(found)
     assert "2 queries without qrels are left out" in shown
     assert "2 queries without candidates count as 0" in shown
+
+
+@pytest.mark.parametrize("left", [{}, {"q3": "ab"}], ids=["empty", "others"])
+def test_a_ranking_that_has_lost_every_judged_query_counts_as_zero_where_a_baseline_has_one(left):
+    """As a high min_score leaves it: the same by hand as a query that it never had."""
+    first, qrels = ranking({"q1": "ba", "q2": "ab", "q3": "ab"}), grades({"q1": {"a": 1}, "q2": {"a": 1}})
+    found = evaluate(ranking(left), qrels, baseline=first, measures=["RR@10"])
+    assert values(found, "RR@10") == {"q1": 0.0, "q2": 0.0}
+    assert values(found, "RR@10", "first stage") == {"q1": 0.5, "q2": 1.0}
+    main = row(found, "RR@10")
+    assert (main["mean"], main["delta"], main["won"], main["tied"], main["lost"]) == (0.0, -0.75, 0, 0, 2)
+    assert (main["recall_at_depth"], row(found, "RR@10", "oracle")["mean"]) == (1.0, 1.0)
+    assert found.counts["queries_without_candidates"] == found.counts["queries"] == 2
+    assert "none of the qrels' queries is in the ranking" in text(found)
+    assert "spell passage_id alike" not in text(found)
+
+
+def test_qrels_of_another_collection_are_told_with_what_every_ranking_has():
+    first = ranking({"Q1": "ab"})
+    with pytest.raises(
+        InputError,
+        match=r"is 'q', the baseline 'first stage' has 'Q1', the ranking is empty\. Check that all",
+    ):
+        evaluate(ranking({}), grades({"q": {"a": 1}}), baseline=first)
 
 
 def test_an_unjudged_passage_is_not_relevant_and_the_judged_only_row_leaves_it_out():
@@ -330,6 +355,33 @@ def test_the_table_reads_like_the_fields_tables():
         found.table("P@5")
 
 
+def test_how_intervals_were_had_is_said_by_the_size_of_the_group(tables, monkeypatch):
+    def shown(most: int, **options: object) -> str:
+        for module in (on_driver, significance):
+            monkeypatch.setattr(module, "BOOTSTRAP_CLUSTERS", most)
+        return text(evaluate(tables["second"], tables["qrels"], baseline=tables["first"], **options))
+
+    kinds = {"group_by": {f"q{i}": "few" if i < 5 else "many" for i in range(60)}}
+    assert "Δ against first stage; 10,000 bootstraps over 60 queries; paired" in shown(60, **kinds)
+    assert "Δ against first stage; interval by expansion over 60 queries; paired" in shown(59)
+    for most in (59, 20):
+        said = "interval by expansion (of smaller groups by 10,000 bootstraps) over 60 queries"
+        assert said in shown(most, **kinds)
+    assert "interval by expansion over 60 queries" in shown(4, **kinds)
+
+
+def test_notes_are_the_lines_below_the_table(tables):
+    qrels = pd.concat([tables["qrels"], grades({"nothing": {"p1": 0}})])
+    found = evaluate(tables["second"], qrels, baseline=tables["first"], top_k=5)
+    below = [line.strip() for line in text(found, measure="RR@10").splitlines()[2:]]
+    assert found.notes("RR@10") == below
+    assert "of every list the first 5 are measured, as many as are published" in below
+    assert "1 queries without any relevant passage count as 0 for every ranking" in below
+    assert found.notes() == found.notes("nDCG@10") != below
+    with pytest.raises(ConfigError, match=r"P@5 was not evaluated"):
+        found.notes("P@5")
+
+
 def test_passages_that_no_judgement_names_are_remarked_on():
     assert "spell passage_id alike?" in text(evaluate(ranking({"q": "ab"}), grades({"q": {"A": 1}})))
 
@@ -392,8 +444,11 @@ QRELS = grades({"q": {"a": 1}})
         (GOOD.assign(passage_id="a"), "query_id 'q', passage_id 'a', rank 2 stands there more than once"),
         (GOOD.assign(rank=1), "query_id 'q', passage_id 'b', rank 1 has a rank that another passage"),
         (GOOD.assign(rank=[0, 1]), "passage_id 'a', rank 0 has a rank below 1; ranks count from 1"),
-        (GOOD.assign(query_id="Q"), "qrels name no query of the ranking: .* is 'q', the ranking has 'Q'"),
-        (GOOD.iloc[:0], "qrels name no query of the ranking: .* the ranking is empty"),
+        (
+            GOOD.assign(query_id="Q"),
+            "qrels name no query of any ranking: .* is 'q', the ranking has 'Q'. Check",
+        ),
+        (GOOD.iloc[:0], "qrels name no query of any ranking: .* the ranking is empty. Check"),
         ([1, 2], "ranking is a list; a pandas DataFrame"),
         ("/nowhere/at/all", "ranking: there is no /nowhere/at/all"),
     ],

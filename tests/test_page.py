@@ -12,10 +12,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from run_reports import HOSTILE, a_run, an_evaluation, movement, text_of
 
 from rerank_udf import page
+from rerank_udf.cli import cli
 from rerank_udf.page.advice import CUTS, REJECTS
 from rerank_udf.page.histograms import expected_padding
 from rerank_udf.page.movement import Movement, band_names
@@ -131,8 +133,7 @@ def test_the_evaluation_is_shown_by_group_with_interval_and_p():
     assert "nDCG@10 went from .600 to .733 over 6 queries: +.133, 95 % interval [+.020, +.250]." in found.text
     assert "ar mini 2 .800 .700 −.100 [−.300, .100] 0 / 1 / 1 .200 .970 .200" in found.text
     assert "<b>fr</b> mini 4 .500 .750 +.250 [.100, .400] 3 / 1 / 0 <.001" in found.text
-    assert "oracle .950, random .200" in found.text
-    assert "2 queries without judgements are left out" in found.text
+    assert "An unjudged passage counts as not relevant" in found.text
 
 
 def test_precision_by_threshold_counts_what_lies_above_and_says_what_scores_are_not():
@@ -175,6 +176,56 @@ def test_settings_are_shown_without_their_secrets():
     assert "password: '***'" in Page(html).text
 
 
+def evaluated(**options: Any) -> dict[str, Any]:
+    """evaluation.json's content, of 30 queries whose only relevant passage rises from second to first."""
+    pytest.importorskip("ir_measures", reason="ir-measures is not installed")
+    from rerank_udf.evaluation import evaluate
+
+    orders = {"first": "ba", "mini": "ab"}
+    rows = {
+        name: pd.DataFrame([(f"q{n}", p, r) for n in range(30) for r, p in enumerate(order, 1)])
+        for name, order in orders.items()
+    }
+    rows["qrels"] = pd.DataFrame([(f"q{n}", "a", 1) for n in range(30)])
+    for name, frame in rows.items():
+        frame.columns = ["query_id", "passage_id", "relevance" if name == "qrels" else "rank"]
+    for name, change in options.pop("changes", {}).items():
+        rows[name] = change(rows[name])
+    found = evaluate(rows["mini"], rows["qrels"], baseline={"first": rows["first"]}, name="mini", **options)
+    document = json.loads(found.document()) | {"notes": found.notes()}
+    return an_evaluation() | document | {"changed": []}
+
+
+def test_notes_say_what_the_terminal_says():
+    text = page_of(evaluation=evaluated(top_k=1, measures=["RR@10"])).text
+    for shown in (
+        "Recall@2 of the candidates (ceiling) 1.000; on them: oracle 1.000, random",
+        "Δ against first; 10,000 bootstraps over 30 queries; paired t-test, Holm over 1 tests.",
+        "Of every list the first 1 are measured, as many as are published.",
+    ):
+        assert shown in text
+
+
+def test_bootstraps_are_not_claimed_where_none_were_made(monkeypatch):
+    for module in ("rerank_udf.evaluation", "rerank_udf.evaluation.significance"):
+        monkeypatch.setattr(f"{module}.BOOTSTRAP_CLUSTERS", 29)
+    text = page_of(evaluation=evaluated()).text
+    assert "Δ against first; interval by expansion over 30 queries" in text
+    assert "bootstraps" not in text
+
+
+def test_what_is_odd_about_the_tables_is_on_the_page():
+    others = {"mini": lambda rows: rows.assign(passage_id=rows["passage_id"].str.upper())}
+    text = page_of(evaluation=evaluated(changes=others)).text
+    assert "60 rows of the ranking are not among the baseline's candidates, from which recall" in text
+    assert "None of the ranking's passages is judged: do both tables spell passage_id alike? " in text
+    nothing = evaluated(changes={"mini": lambda rows: rows.iloc[:0]})
+    nothing["precision"] |= {name: [0, 0, 0, 0] for name in ("rows", "judged", "relevant")}
+    text = page_of(evaluation=nothing).text
+    assert "30 queries without candidates count as 0. None of the qrels' queries is in the ranking" in text
+    assert "0 queries won, 0 tied, 30 lost" in text
+
+
 # --- what is not there ---
 
 
@@ -182,6 +233,22 @@ def test_without_judgements_it_says_how_to_get_an_evaluation():
     text = page_of().text
     assert "Give evaluation.qrels" in text
     assert "Queries that gained" not in text
+
+
+def test_a_published_run_whose_evaluation_has_not_ended_says_how_to_have_one():
+    report = a_run()
+    report.config["evaluation"]["qrels"] = {"path": "in/qrels"}
+    text = page_of(report).text
+    assert "published 59 ranked rows in out/reranked" in text
+    assert "the result is published, but no evaluation of it has ended" in text
+    assert "rerank-udf evaluate with this run's --config and --set" in text
+    assert "published nothing" not in text
+    options = {option for one in cli.commands["evaluate"].params for option in one.opts}
+    assert {"--config", "--set"} <= options
+    del report.output["path"]
+    text = page_of(report).text
+    assert "published nothing that could be evaluated" in text
+    assert "rerank-udf evaluate" not in text
 
 
 def test_a_run_that_only_reused_says_so():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,16 @@ from rerank_udf.training.mini.encoders import PASSAGE, QUERY, cached_vectors, e5
 SCORER_FILE = "scorer.json"
 
 
+def scores_folder(
+    work: Path, model: str, precision: str, max_length: int, revision: str | None = None
+) -> Path:
+    """Where `model_logits` keeps what this model gives at this precision and length."""
+    digests = sorted(resolve_model(model, revision).digests.items())
+    precision = resolve_precision(precision, resolve_device("auto"))
+    name = hashlib.sha256(repr((digests, precision, max_length)).encode()).hexdigest()[:12]
+    return work / name
+
+
 def model_logits(
     one: EvaluationSet, work: Path, model: str, precision: str, max_length: int, revision: str | None = None
 ) -> pd.Series:
@@ -27,14 +37,13 @@ def model_logits(
 
     What scored them stands beside them, in `SCORER_FILE`.
     """
-    digests = sorted(resolve_model(model, revision).digests.items())
+    folder = scores_folder(work, model, precision, max_length, revision)
     precision = resolve_precision(precision, resolve_device("auto"))
-    name = hashlib.sha256(repr((digests, precision, max_length)).encode()).hexdigest()[:12]
     found = []
     scorer = None
     for group, rows in one.candidates.groupby("group", sort=True):
         keys = rows["query_id"] + "\t" + rows["passage_id"]
-        path = work / name / f"{one.name}-{group}.parquet"
+        path = folder / f"{one.name}-{group}.parquet"
         known = pd.read_parquet(path)["logit"] if path.is_file() else pd.Series(dtype=np.float32)
         new = keys[~keys.isin(known.index)]
         if len(new):
@@ -47,18 +56,21 @@ def model_logits(
                 [one.passages[key] for key in texts["passage_id"]],
             )
             known = pd.concat([known, pd.Series(logits, index=list(new), dtype=np.float32)])
-            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             known.rename("logit").to_frame().to_parquet(path)
-            (path.parent / SCORER_FILE).write_text(json.dumps(scorer.describe(), indent=1, default=str))
+            (folder / SCORER_FILE).write_text(json.dumps(scorer.describe(), indent=1, default=str))
         found.append(pd.Series(known.loc[keys].to_numpy(), index=rows.index))
     return pd.concat(found).reindex(one.candidates.index)
 
 
-def scored_by(work: Path) -> list[dict[str, Any]]:
-    """What scored the logits that are kept in `work`, a dictionary for each model, precision and length."""
+def scored_by(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """What scored the logits in these `scores_folder`s, a dictionary for each; `scores` is the folder's name."""
     wanted = ("model", "model_key", "precision", "max_length", "backend", "device_name", "versions")
-    facts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob(f"*/{SCORER_FILE}"))]
-    return [{name: one[name] for name in wanted if name in one} for one in facts]
+    found = []
+    for folder in sorted(folders):
+        facts = json.loads((folder / SCORER_FILE).read_text(encoding="utf-8"))
+        found.append({"scores": folder.name, **{name: facts[name] for name in wanted if name in facts}})
+    return found
 
 
 def e5_cosines(one: EvaluationSet, work: Path) -> pd.Series:
@@ -72,13 +84,22 @@ def e5_cosines(one: EvaluationSet, work: Path) -> pd.Series:
     return pd.Series(np.einsum("ij,ij->i", *sides), index=one.candidates.index)
 
 
-def min_max(one: EvaluationSet, parts: Mapping[str, float], scores: Mapping[str, pd.Series]) -> pd.Series:
-    """Σ weight × the score brought to [0, 1] within each query, as `ranking.fusion: min_max` does."""
+def min_max(
+    one: EvaluationSet, parts: Mapping[str, float], scores: Mapping[str, pd.Series], depth: int | None = None
+) -> pd.Series:
+    """Σ weight × the score brought to [0, 1] within each query, as `ranking.fusion: min_max` does.
+
+    Least and greatest are those of the first `depth` candidates, which are all that a job of that depth scores; the
+    others have NaN.
+    """
     total = pd.Series(0.0, index=one.candidates.index)
     for name, weight in parts.items():
-        by_query = scores[name].astype(np.float64).groupby(one.candidates["query_id"])
+        own = scores[name].astype(np.float64)
+        if depth is not None:
+            own = own.where(one.candidates["rank"] <= depth)
+        by_query = own.groupby(one.candidates["query_id"])
         low, high = by_query.transform("min"), by_query.transform("max")
-        total += weight * ((scores[name] - low) / (high - low).where(high > low, np.inf))
+        total += weight * ((own - low) / (high - low).where(high > low, np.inf))
     return total
 
 

@@ -40,7 +40,7 @@ from rerank_udf.evaluation.measures import parse_measures
 from rerank_udf.evaluation.runs import Names, Run
 from rerank_udf.evaluation.significance import BOOTSTRAP_CLUSTERS, BOOTSTRAPS
 from rerank_udf.evaluation.study import CANDIDATES, ORACLE, RANDOM, Study, random_shuffles
-from rerank_udf.evaluation.terminal import render
+from rerank_udf.evaluation.terminal import notes, render
 
 __all__ = ["Evaluation", "TableLike", "check_columns", "evaluate", "parse_measures"]
 
@@ -90,11 +90,21 @@ class Evaluation:
 
         Raises ConfigError for a measure that was not evaluated.
         """
+        return render(self, self._chosen(measure), decimals)
+
+    def notes(self, measure: str | None = None, *, decimals: int = 3) -> list[str]:
+        """The lines below the table: the ceiling, how intervals and p were had, what was left out or cut.
+
+        Raises ConfigError for a measure that was not evaluated.
+        """
+        return notes(self, self._chosen(measure), decimals)
+
+    def _chosen(self, measure: str | None) -> str:
         names: list[str] = self.settings["measures"]
         chosen = names[0] if measure is None else str(parse_measures([measure])[0])
         if chosen not in names:
             raise ConfigError(f"The measure {chosen} was not evaluated; there are {', '.join(names)}.")
-        return render(self, chosen, decimals)
+        return chosen
 
 
 def evaluate(
@@ -134,7 +144,7 @@ def evaluate(
       baseline.
 
     Raises InputError for a table that breaks its contract (column and id are named) and for qrels that name
-    no query of the ranking; ConfigError for an unknown measure and for a name used twice.
+    no query of the ranking, nor of any baseline; ConfigError for an unknown measure and for a name used twice.
     """
     parsed = parse_measures(measures)
     named = _named_baselines(baseline, name)
@@ -142,8 +152,9 @@ def evaluate(
     check_depth(top_k, "top_k")
     first = next(iter(named), None)
     judgements, ranked = load(qrels, "qrels", RELEVANCE), load(ranking, "ranking", RANK)
-    _check_common_queries(ranked, judgements)
-    rankings = {n: load(table, f"baseline {n!r}", RANK) for n, table in named.items()} | {name: ranked}
+    labels = {n: f"baseline {n!r}" for n in named} | {name: "ranking"}
+    rankings = {n: load(table, labels[n], RANK) for n, table in named.items()} | {name: ranked}
+    _check_common_queries({labels[n]: rows for n, rows in rankings.items()}, judgements)
 
     names = Names.of(judgements, rankings.values())
     shuffles = random_shuffles(len(names.queries))
@@ -223,11 +234,13 @@ def _named_baselines(baseline: TableLike | Mapping[str, TableLike] | None, name:
     return named
 
 
-def _check_common_queries(ranked: Rows, judgements: Rows) -> None:
+def _check_common_queries(rankings: Mapping[str, Rows], judgements: Rows) -> None:
+    """One ranking with a judged query is enough: of the others a threshold or rejects may have left none."""
     if not judgements.queries:
         raise InputError(contract.NO_QRELS)
-    if set(ranked.queries).isdisjoint(judgements.queries):
-        first = ranked.queries[0] if ranked.queries else None
+    judged = set(judgements.queries)
+    if all(judged.isdisjoint(rows.queries) for rows in rankings.values()):
+        first = {label: next(iter(rows.queries), None) for label, rows in rankings.items()}
         raise InputError(contract.no_common_query(judgements.queries[0], first))
 
 

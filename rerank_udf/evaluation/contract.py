@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rerank_udf.tables import QUERY_ID
 
 MORE_THAN_ONCE = "stands there more than once; keep one"
@@ -41,12 +43,15 @@ def not_utf8(label: str, problem: UnicodeDecodeError) -> str:
     return f"{label}: an id is not valid UTF-8: {problem}; write the ids again as text."
 
 
-def no_common_query(of_qrels: str, of_ranking: str | None) -> str:
-    """Qrels of another collection; both are a first query_id, None where the ranking has no rows."""
-    found = "is empty" if of_ranking is None else f"has {of_ranking!r}"
+def no_common_query(of_qrels: str, of_rankings: Mapping[str, str | None]) -> str:
+    """Qrels of another collection: their first query_id, and by label that of each ranking, None where it is empty."""
+    found = ", ".join(
+        f"the {label} " + ("is empty" if first is None else f"has {first!r}")
+        for label, first in of_rankings.items()
+    )
     return (
-        f"The qrels name no query of the ranking: the first query_id of the qrels is {of_qrels!r}, "
-        f"the ranking {found}. Check that both are of one collection."
+        f"The qrels name no query of any ranking: the first query_id of the qrels is {of_qrels!r}, {found}. "
+        "Check that all are of one collection."
     )
 
 

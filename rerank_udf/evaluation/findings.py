@@ -51,7 +51,7 @@ class Problem:
 
 @dataclass
 class Findings:
-    """Of one part, or of several together. `first`: the smallest query_id of qrels and of ranking."""
+    """Of one part, or of several together. `first`: by label, the smallest query_id of the qrels and each ranking."""
 
     counts: Counter[str] = field(default_factory=Counter)
     depth: int = 1

@@ -131,8 +131,8 @@ def measured(part: Part, table: pa.Table, findings: Findings) -> pa.Table | None
         for number, (tag, label) in enumerate(part.labels())
     }
     qrels, ranked = rows[0], rows[len(part.systems)]
-    findings.see(QRELS, qrels.queries)
-    findings.see(RANKING, ranked.queries)
+    for tag, label in part.labels():
+        findings.see(label, rows[tag].queries)
     attributes = [
         _attribute(one, by_tag.get(one.tag, nothing), (len(rows) + number, f"a{number}"), findings)
         for number, one in enumerate(part.attributes)

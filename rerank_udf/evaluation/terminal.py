@@ -1,4 +1,4 @@
-"""An evaluation as a terminal shows it."""
+"""An evaluation as a terminal shows it, and the notes below it, which the page of a run shows too."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def render(evaluation: Evaluation, measure: str, decimals: int) -> Group:
         cells = [label, f"{rows[name]['n']:,}", *(_short(rows[s]["mean"], decimals) for s in systems)]
         cells += _compared(rows[name], decimals) if compared else []
         table.add_row(*map(Text, cells))
-    return Group(table, *map(Text, _notes(evaluation, measure, decimals)))
+    return Group(table, *map(Text, notes(evaluation, measure, decimals)))
 
 
 def _compared(row: Mapping[Any, Any], decimals: int) -> list[str]:
@@ -44,7 +44,8 @@ def _compared(row: Mapping[Any, Any], decimals: int) -> list[str]:
     return [delta, f"{row['won']}/{row['tied']}/{row['lost']}", p]
 
 
-def _notes(evaluation: Evaluation, measure: str, decimals: int) -> list[str]:
+def notes(evaluation: Evaluation, measure: str, decimals: int) -> list[str]:
+    """What one measure's figures rest on, and what is remarkable about the tables: a line each, without a full stop."""
     settings, counts, summary = evaluation.settings, evaluation.counts, evaluation.summary
     overall = summary[(summary["group"] == ALL) & (summary["measure"] == measure)].to_dict("records")
     whole = {r["system"]: r for r in overall if r["documents"] == ALL}
@@ -63,15 +64,22 @@ def _notes(evaluation: Evaluation, measure: str, decimals: int) -> list[str]:
         lines.append(f"judged passages only: {each(judged, 'mean', settings['systems'])}")
     if settings["baseline"]:
         unit = "queries" if counts["clusters"] == counts["queries"] else "clusters"
-        by_expansion = ALL in settings["expansion_groups"]
-        interval = "interval by expansion" if by_expansion else f"{settings['bootstraps']:,} bootstraps"
         lines.append(
-            f"Δ against {settings['baseline']}; {interval} over {counts['clusters']:,} {unit}; "
-            f"paired t-test, Holm over {counts['tests']} tests"
+            f"Δ against {settings['baseline']}; {_interval(settings, set(summary['group']))} over "
+            f"{counts['clusters']:,} {unit}; paired t-test, Holm over {counts['tests']} tests"
         )
     if settings["top_k"]:
         lines.append(f"of every list the first {settings['top_k']:,} are measured, as many as are published")
     return lines + _remarks(counts)
+
+
+def _interval(settings: Mapping[str, Any], groups: set[str]) -> str:
+    """How the intervals came about: one way for all groups, or by a group's size."""
+    bootstraps = f"{settings['bootstraps']:,} bootstraps"
+    if ALL not in settings["expansion_groups"]:  # it is the largest
+        return bootstraps
+    smaller = groups.difference(settings["expansion_groups"])
+    return "interval by expansion" + (f" (of smaller groups by {bootstraps})" if smaller else "")
 
 
 def _remarks(counts: Mapping[str, int]) -> list[str]:
@@ -80,10 +88,16 @@ def _remarks(counts: Mapping[str, int]) -> list[str]:
         lines.append(f"{counts['queries_without_qrels']:,} queries without qrels are left out")
     if counts["queries_without_candidates"]:
         lines.append(f"{counts['queries_without_candidates']:,} queries without candidates count as 0")
+    if counts["queries_without_relevant"]:
+        found = f"{counts['queries_without_relevant']:,} queries without any relevant passage"
+        lines.append(f"{found} count as 0 for every ranking")
     if counts["rows_beyond_candidates"]:
         found = f"{counts['rows_beyond_candidates']:,} rows of the ranking are not among the baseline's"
         lines.append(f"{found} candidates, from which recall, oracle and random come")
-    if not counts["judged_candidates"]:
+    if counts["queries_without_candidates"] == counts["queries"]:
+        found = "none of the qrels' queries is in the ranking"
+        lines.append(f"{found}: did a threshold or rejects take them, or is query_id spelt otherwise?")
+    elif not counts["judged_candidates"]:
         lines.append("none of the ranking's passages is judged: do both tables spell passage_id alike?")
     return lines
 

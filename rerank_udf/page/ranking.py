@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,7 @@ _ABOUT = {
     "scores": "The same after the sigmoid, as they stand in the table. They are not calibrated: compare them "
     "within a query, not across queries.",
 }
-_LEFT_OUT = {
-    "queries_without_qrels": "without judgements are left out",
-    "queries_without_candidates": "without candidates count as 0",
-    "queries_without_relevant": "without any relevant passage count as 0 for every ranking",
-}
+_UNJUDGED = "An unjudged passage counts as not relevant; judged@10 says how much of the first ten is judged."
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ def assessed_of(evaluation: Mapping[str, Any]) -> Assessed:
         judged_relevant=sum(precision["judged"]) == sum(precision["relevant"]),
         tables=tuple((m, table(Quality.of(evaluation, m))) for m in measures),
         compared_with=settings["baseline"] or "",
-        notes=tuple(_notes(evaluation, first)),
+        notes=tuple(_notes(evaluation)),
         gained=tuple(one for one in changed if one.gain > 0),
         lost=tuple(one for one in changed if one.gain < 0),
         measure=measures[0],
@@ -120,25 +116,8 @@ def _sentence(quality: Quality) -> str:
     )
 
 
-def _notes(evaluation: Mapping[str, Any], quality: Quality) -> list[str]:
-    counts, settings = evaluation["counts"], evaluation["settings"]
-    row = quality.rows[ALL][quality.ranking]
-    ceiling = f"The candidates hold {short(row['recall_at_depth'])} of what is relevant"
-    notes = [f"{ceiling} (recall@{counts['depth']}): the ceiling of any order."]
-    references = [
-        f"{s} {short(quality.rows[ALL][s]['mean'])}" for s in ("oracle", "random") if s in quality.rows[ALL]
-    ]
-    if references:
-        notes[0] += f" On them: {', '.join(references)}."
-    notes.append(
-        "An unjudged passage counts as not relevant; judged@10 says how much of the first ten is judged."
-    )
-    if settings["baseline"]:
-        notes.append(
-            f"Differences are to {settings['baseline']}: 95 % intervals by {settings['bootstraps']:,} seeded "
-            f"bootstraps, p by a two-sided paired t-test with Holm's correction over {counts['tests']:,} tests."
-        )
-    for name, words in _LEFT_OUT.items():
-        if counts.get(name):
-            notes.append(f"{counted(counts[name], 'query', 'queries')} {words}.")
-    return notes
+def _notes(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    """The lines that the terminal has below its table, as sentences. evaluation.json of before has none."""
+    yield _UNJUDGED
+    for line in evaluation.get("notes", ()):
+        yield line[0].upper() + line[1:] + ("" if line.endswith("?") else ".")

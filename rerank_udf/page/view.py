@@ -87,7 +87,7 @@ def view_of(report: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> 
 
 def _state(report: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """What became of the run: a word, its look, a sentence, and what follows from it."""
-    place = next((report["output"][name] for name in _PUBLISHED if name in report["output"]), None)
+    place = _place(report)
     rejected = sum(report["rejects"].values())
     if place:
         return "published", "good", f"{counted(report['ranked'], 'ranked row')} in {place}", ""
@@ -104,6 +104,11 @@ def _state(report: Mapping[str, Any]) -> tuple[str, str, str, str]:
             "What was published before stands; what was scored is in the store. Mend the input, or allow more.",
         )
     return "not published", "bad", "The run ended before it published anything", ""
+
+
+def _place(report: Mapping[str, Any]) -> str | None:
+    """Where the result is published; None where nothing is."""
+    return next((report["output"][name] for name in _PUBLISHED if name in report["output"]), None)
 
 
 def _tiles(report: Mapping[str, Any]) -> tuple[Tile, ...]:
@@ -151,7 +156,13 @@ def _no_assessment(report: Mapping[str, Any]) -> str:
         )
     if settings.get("output", {}).get("layout") == "nested":
         return "evaluation.qrels is given, but output.layout is nested, and the evaluation reads rows: publish rows."
-    return "evaluation.qrels is given, but this run was not evaluated: it published nothing, or ended before that."
+    if _place(report):
+        return (
+            "evaluation.qrels is given and the result is published, but no evaluation of it has ended. "
+            "rerank-udf evaluate with this run's --config and --set measures what is published and prints the figures; "
+            "it scores nothing."
+        )
+    return "evaluation.qrels is given, but this run published nothing that could be evaluated."
 
 
 def _no_ranking(report: Mapping[str, Any]) -> str:

@@ -49,7 +49,7 @@ def assess(
     if taken:
         raise ConfigError(f"the ranking {taken[0]!r} has the name of one of the job's own; give it another")
     rankings |= {name: _other(spark, name, place) for name, place in (others or {}).items()} | ours
-    qrels = _of_run(spark, config, prepared, _of_trial_queries(qrels, next(iter(rankings.values())), config))
+    qrels = _of_run(spark, config, prepared, _of_trial_queries(qrels, prepared, config))
     return evaluate_tables(
         spark,
         rankings,
@@ -202,12 +202,14 @@ def _qrels(spark: SparkSession, config: JobConfig) -> DataFrame:
     return grades.drop(tables.RELEVANCE).withColumnRenamed("_grade", tables.RELEVANCE)
 
 
-def _of_trial_queries(qrels: DataFrame, ranking: DataFrame, config: JobConfig) -> DataFrame:
-    """With `limit_queries` the other queries were left out on purpose; without it they count as 0."""
+def _of_trial_queries(qrels: DataFrame, prepared: Prepared, config: JobConfig) -> DataFrame:
+    """With `limit_queries` the other queries were left out on purpose; without it they count as 0.
+
+    Of the candidates, not of a ranking: a query that a threshold or rejects took out of it was tried, and counts.
+    """
     if config.input.limit_queries is None:
         return qrels
-    asked = ranking.select(F.col(tables.QUERY_ID).cast("string").alias("_asked")).distinct()
-    return qrels.join(asked, F.col(tables.QUERY_ID).cast("string") == F.col("_asked"), "left_semi")
+    return _with_query_in(qrels, prepared.rows, "left_semi")
 
 
 def _query_columns(

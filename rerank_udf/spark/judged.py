@@ -46,6 +46,7 @@ def write_evaluation(
         "run_id": report.run_id,
         "settings": evaluation.settings,
         "counts": evaluation.counts,
+        "notes": evaluation.notes(),  # for the page, which is made where ir-measures need not be installed
         "summary": report.evaluation,
         "precision": precision_by_score(
             published,

@@ -14,7 +14,7 @@ import pytest
 from jobs_of import run, settings, write_inputs
 from pyspark.sql import SparkSession
 from rich.console import Console
-from tables_of import PASSAGES, QUERIES, candidate_rows, frame, logit_of, sigmoid
+from tables_of import PASSAGES, QUERIES, candidate_rows, frame, logit_of, sigmoid, three_tables
 
 from rerank_udf import page
 from rerank_udf.config import JobConfig
@@ -284,6 +284,58 @@ def test_the_next_run_of_the_same_folder_starts_with_a_page_of_its_own(spark, ha
         in html
     )
     assert "first passages against the rest" in html
+
+
+def test_a_threshold_above_every_score_is_measured_as_zero_and_the_page_says_why(spark, hash_model, tmp_path):
+    write_inputs(spark, tmp_path)
+    frame(spark, QRELS, "query_id string, passage_id string, relevance int").write.parquet(
+        str(tmp_path / "qrels")
+    )
+    judged = {"qrels": {"path": str(tmp_path / "qrels")}, "measures": ["nDCG@10"]}
+    config = settings(tmp_path, hash_model, ranking={"min_score": 1.0}, evaluation=judged)
+    report = run(spark, config)
+    assert report.ranked == 0
+    written = tmp_path / "out/report/report.html"
+    html = written.read_text(encoding="utf-8")
+    assert "the result is published, but no evaluation of it has ended" in html
+    write_evaluation(spark, config, report, assess(spark, config), Console(file=io.StringIO()))
+    found = json.loads((tmp_path / "out/report" / page.EVALUATION_FILE).read_text())
+    means = {row["system"]: row["mean"] for row in found["summary"] if row["documents"] == "all"}
+    assert means[hash_model.name] == 0.0 < means["first"]
+    html = written.read_text(encoding="utf-8")
+    assert "3 queries without candidates count as 0." in html
+    assert "no evaluation of it has ended" not in html
+    assert found["notes"]
+    assert all(note[1:] in html for note in found["notes"] if "'" not in note)
+
+
+def test_a_query_of_a_trial_counts_though_a_threshold_took_all_its_rows(spark, hash_model, tmp_path):
+    """Candidates have no first-stage order, so that what is published is the only ranking."""
+    candidates, queries, passages = three_tables(spark)
+    given = {"candidates": candidates.select("query_id", "passage_id"), "queries": queries}
+    for name, table in (given | {"passages": passages}).items():
+        table.write.parquet(str(tmp_path / name))
+    grades = [(q, "p1", 1) for q in QUERIES]
+    frame(spark, grades, "query_id string, passage_id string, relevance int").write.parquet(
+        str(tmp_path / "qrels")
+    )
+    best = {
+        q: max(sigmoid(logit_of(hash_model, text, p)) for p in PASSAGES.values())
+        for q, text in QUERIES.items()
+    }
+    judged = {"qrels": {"path": str(tmp_path / "qrels")}, "measures": ["R@10"]}
+    options = {"input": {"limit_queries": 2}, "evaluation": judged}
+    config = settings(tmp_path, hash_model, **options)
+    run(spark, config)
+    tried = {row["query_id"] for row in read_reranked(spark, str(tmp_path / "out/reranked")).collect()}
+    assert len(tried) == 2
+    worst, better = sorted(tried, key=lambda q: best[q])
+    limit = (best[worst] + best[better]) / 2
+    config = settings(tmp_path, hash_model, ranking={"min_score": limit}, **options)
+    run(spark, config)
+    found = assess(spark, config)
+    assert (found.counts["queries"], found.counts["queries_without_candidates"]) == (2, 1)
+    assert set(found.per_query["query_id"]) == tried
 
 
 @pytest.mark.parametrize("allowed", [0.0, 0.1])

@@ -20,10 +20,11 @@ from pyspark.sql import DataFrame, SparkSession
 from rerank_udf.errors import ConfigError, InputError
 from rerank_udf.evaluation import check_depth, check_names, contract, settings_of, tests_of
 from rerank_udf.evaluation.comparison import Comparison, local_figures, per_query, summarise
+from rerank_udf.evaluation.counting import none_has_a_judged_query
 from rerank_udf.evaluation.findings import Findings
 from rerank_udf.evaluation.groups import Groups
 from rerank_udf.evaluation.measures import parse_measures
-from rerank_udf.evaluation.parts import QRELS, RANKING, Part
+from rerank_udf.evaluation.parts import QRELS, Part
 from rerank_udf.evaluation.study import keys_of, random_shuffles
 from rerank_udf.spark.evaluation import statistics
 from rerank_udf.spark.evaluation.inputs import inputs_of
@@ -104,15 +105,16 @@ def _systems(rankings: Mapping[str, DataFrame], baseline: str | None) -> tuple[s
     return baseline, [*([baseline] if baseline else []), *others, names[-1]]
 
 
-def _check(findings: Findings) -> None:
+def _check(findings: Findings, part: Part) -> None:
     problem = findings.worst()
     if problem is not None:
         raise InputError(problem)
     if QRELS not in findings.first:
         raise InputError(contract.NO_QRELS)
-    counts = findings.counts
-    if counts["queries"] == counts["queries_without_candidates"]:
-        raise InputError(contract.no_common_query(findings.first[QRELS], findings.first.get(RANKING)))
+    if none_has_a_judged_query(findings.counts):
+        _, ranking, *baselines = (label for _, label in part.labels())
+        first = {label: findings.first.get(label) for label in (*baselines, ranking)}
+        raise InputError(contract.no_common_query(findings.first[QRELS], first))
 
 
 def _small(stage: Measured) -> SparkEvaluation:
@@ -121,7 +123,7 @@ def _small(stage: Measured) -> SparkEvaluation:
     if rows is None:
         raise InputError(contract.NO_QRELS)
     findings = findings_of(rows["note"].drop_null().to_pylist())
-    _check(findings)
+    _check(findings, stage.part)
     part, comparison = stage.part, _comparison(stage.part, findings)
     table = rows.filter(pc.is_null(rows["note"])).sort_by("query_id")
     texts = {name: table[f"g{i}"].to_pylist() for i, name in enumerate(part.group_by())}
@@ -137,7 +139,7 @@ def _large(stage: Measured) -> SparkEvaluation:
     """The values stay where they are; only sums come to the driver."""
     with stage.kept_unless_it_fails():
         findings = stage.findings()
-        _check(findings)
+        _check(findings, stage.part)
         comparison = _comparison(stage.part, findings)
         groups, clusters = statistics.figures(stage, comparison)
         summary = summarise(groups, stage.part.group_by(), comparison)
