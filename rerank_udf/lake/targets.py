@@ -37,9 +37,10 @@ from rerank_udf.lake.sources import first_line
 
 RUN_ID = "rerank_udf.run-id"
 _ATTEMPTS = 5
-# What Delta and Iceberg say where another writer was faster, and nothing has been written.
+# What Delta and Iceberg say where another writer was faster, also in making the table, and nothing has been written.
 _CONFLICT = re.compile(
-    r"DELTA_CONCURRENT|Concurrent\w+Exception|CommitFailedException|Found conflicting files"
+    r"DELTA_CONCURRENT|Concurrent\w+Exception|CommitFailedException|Found conflicting files|DELTA_PATH_EXISTS|"
+    r"TABLE_OR_VIEW_ALREADY_EXISTS|AlreadyExistsException|DELTA_PROTOCOL_CHANGED|ProtocolChangedException"
 )
 _DELTA_REFUSES = re.compile(r"[ ,;{}()\n\t=]")
 # What Iceberg stores a type as.

@@ -2,7 +2,7 @@
 if nothing had been.
 
 RERANK_UDF_KILLS: moments a format (a few chosen ones by default; 20 and more is the whole suite).
-RERANK_UDF_KILL_SEED: the seed of an earlier run, which each test prints: the same victims at the same points of the job.
+RERANK_UDF_KILL_SEED: the seed of an earlier run, which each test prints: the same victims at the same points of it.
 """
 
 from __future__ import annotations

@@ -213,6 +213,22 @@ def test_a_run_date_without_any_rows_is_emptied(spark, place):
 
 
 @EVERYWHERE
+@pytest.mark.parametrize("target", [{}, {"run_date": NEXT_DAY}], ids=str)
+def test_a_run_whose_table_another_one_makes_meanwhile_publishes_to_it(spark, place, monkeypatch, target):
+    dated = {**target, "run_date": DAY} if target else {}
+    place.publish(ranked(spark, ("q1", "p1")), "run1", **dated)
+    real, looks = targets._existing_format, []
+
+    def not_yet(*given: Any) -> str | None:
+        looks.append(given)
+        return None if len(looks) == 1 else real(*given)
+
+    monkeypatch.setattr(targets, "_existing_format", not_yet)
+    place.publish(ranked(spark, ("q2", "p2")), "run2", **target)
+    assert len(looks) == 2
+    assert held(place.plain(), "query_id") == ({("q1",), ("q2",)} if target else {("q2",)})
+
+
 def test_a_merge_replaces_its_own_queries_rows_and_no_others(spark, place):
     place.publish(ranked(spark, ("q1", "p1 p2 p9"), ("q2", "p1 p2"), ("q3", "p9 p8")), "run1", mode="merge")
     place.publish(ranked(spark, ("q1", "p9 p4"), ("q4", "p1"), source="b"), "run2", mode="merge")
