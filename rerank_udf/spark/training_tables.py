@@ -8,6 +8,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from rerank_udf.lake.sources import read_source
+from rerank_udf.tables import PASSAGE_ID, QUERY_ID, RANK
 from rerank_udf.training.settings import TrainingConfig
 
 FOLDER = "tables"
@@ -16,7 +17,8 @@ FOLDER = "tables"
 def exported(spark: SparkSession, config: TrainingConfig) -> TrainingConfig:
     """`config` with every table that is not plain Parquet replaced by a copy under its work folder.
 
-    The copies pass the driver, as training holds them in memory anyway. Raises InputError as `read_source`.
+    The copies pass the driver, as training holds them in memory anyway. Their rows are in the order of their ids: Spark
+    gives them in any, and a run goes on with the rows that it began with. Raises InputError as `read_source`.
     """
     raw = config.model_dump(mode="json", by_alias=True)
     for one, settings in zip(config.sets, raw["sets"], strict=True):
@@ -25,7 +27,10 @@ def exported(spark: SparkSession, config: TrainingConfig) -> TrainingConfig:
                 continue
             path = Path(config.work) / FOLDER / one.name / f"{name}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
-            read_source(spark, source, f"sets.{one.name}.{name}").toPandas().to_parquet(path, index=False)
+            rows = read_source(spark, source, f"sets.{one.name}.{name}").toPandas()
+            keys = [QUERY_ID, PASSAGE_ID, RANK, *([one.teacher.column] if one.teacher else [])]
+            order = [column for column in keys if column in rows]
+            rows.sort_values(order, kind="stable").to_parquet(path, index=False)
             _put(settings, name, {"path": str(path)})
     return TrainingConfig.model_validate(raw)
 

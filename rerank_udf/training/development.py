@@ -10,10 +10,10 @@ import pandas as pd
 
 from rerank_udf.evaluation import Evaluation, evaluate
 from rerank_udf.tables import PASSAGE_ID, QUERY_ID, RANK, RELEVANCE
-from rerank_udf.training.lists import TrainingList, in_languages, of_language
+from rerank_udf.training.lists import TrainingList, of_language
 from rerank_udf.training.settings import CANDIDATES
 from rerank_udf.training.split import Split
-from rerank_udf.training.tables import Floats, Ints, TrainingTables
+from rerank_udf.training.tables import Floats, Ints, TrainingTables, in_languages, judged
 
 FIRST, MODEL, TEACHER, SET = "first", "model", "teacher", "set"
 _NO_SCORES = np.empty(0, np.float32)
@@ -33,13 +33,11 @@ class HeldOutList:
 
 def held_out_lists(tables: TrainingTables, divided: Split, most: int | None = None) -> list[HeldOutList]:
     """The lists of (the first `most`) held-out queries; those in another language have passages of one language."""
-    queries = divided.held_out.tolist()[:most]
-    return [one for query in queries if (one := _held_out(tables, query)) is not None]
+    right, queries = judged(tables), divided.held_out.tolist()[:most]
+    return [one for query in queries if (one := _held_out(tables, right[query], query)) is not None]
 
 
-def _held_out(tables: TrainingTables, query: int) -> HeldOutList | None:
-    assert tables.relevant is not None
-    relevant = tables.relevant[query]
+def _held_out(tables: TrainingTables, relevant: Ints, query: int) -> HeldOutList | None:
     relevant = relevant[in_languages(tables, query, relevant)]
     if not len(relevant):
         return None

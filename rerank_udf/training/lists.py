@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from rerank_udf.errors import InputError
 from rerank_udf.training.settings import RANDOM, TrainingConfig
 from rerank_udf.training.split import Split
-from rerank_udf.training.tables import Floats, Ints, TrainingTables
+from rerank_udf.training.tables import Floats, Ints, TrainingTables, in_languages
 
 _TRIES = 8  # draws of a query or a random passage before a list is made shorter
 _LOOKAHEAD = 3  # times as many candidates as wanted are looked at, for some may be too good to be wrong
@@ -113,15 +112,6 @@ def _first_passage(
     pool = tables.rankings["candidates"][query] if tables.relevant is None else tables.relevant[query]
     pool = pool[~divided.passages_held_out[pool] & in_languages(tables, query, pool)]
     return int(rng.choice(pool)) if len(pool) else None
-
-
-def in_languages(tables: TrainingTables, query: int, passages: Ints) -> npt.NDArray[np.bool_]:
-    """bool (passages,): whether `languages` admits each."""
-    wanted = tables.settings.languages
-    if wanted == "any" or tables.queries.langs is None or tables.passages.langs is None:
-        return np.ones(len(passages), dtype=np.bool_)
-    same: npt.NDArray[np.bool_] = tables.passages.langs[passages] == tables.queries.langs[query]
-    return same if wanted == "same" else ~same
 
 
 def of_language(tables: TrainingTables, passages: Ints, passage: int) -> Ints:

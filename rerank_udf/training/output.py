@@ -111,7 +111,7 @@ def card(trained: Trained, base: Path) -> str:
         "## Recipe",
         _recipe(trained),
         "## Held-out figures",
-        _figures(trained.evaluation),
+        _figures(trained),
         "## Limits",
         given.get("limits", "Scores are not calibrated: compare them within one query's list only."),
     ]
@@ -171,16 +171,20 @@ def _recipe(trained: Trained) -> str:
     )
 
 
-def _figures(evaluation: Evaluation | None) -> str:
+def _figures(trained: Trained) -> str:
+    evaluation = trained.evaluation
     if evaluation is None:
         return "Nothing was held out."
+    pairs = zip(trained.sets, trained.splits, strict=True)
+    taught = [one.settings.name for one, two in pairs if one.relevant is None and len(two.held_out)]
+    right = f" In {', '.join(taught)}, without qrels, the teacher's first counts as the right one."
     rows = evaluation.summary.query("documents == 'all' and measure == 'nDCG@10'")
     systems = [one for one in (FIRST, TEACHER, MODEL) if one in set(rows["system"])]
     table = rows.pivot(index="group", columns="system", values="mean")
     counts = rows.groupby("group")["n"].first()
     lines = [
-        f"nDCG@10 of {evaluation.counts['queries']:,} queries that were not trained on; `first` is the order "
-        "that all were given.",
+        f"nDCG@10 of {evaluation.counts['queries']:,} queries that their sets held out; `first` is the order "
+        f"that all were given.{right if taught else ''}",
         "",
         f"| set | n | {' | '.join(systems)} |",
         "|---" * (2 + len(systems)) + "|",

@@ -62,13 +62,16 @@ class Negatives(Settings):
 class HeldOut(Settings):
     """What is kept from training to measure it: `queries` of them, with everything of their groups.
 
-    A group is a passage (`by: passage`: the relevant one) or a query; where `group` is a regular expression, what its
-    first parenthesis matches in the id, so that a page in ten languages is one group.
+    A group is a passage (`by: passage`: the relevant one; without qrels, that which the teacher puts first) or a query;
+    where `group` is a regular expression, what its first parenthesis matches in the id, so that a page in ten languages
+    is one group. With `share`, that share of all groups is held out, by their names alone, and `queries` of them at
+    most are measured: sets over the same passages hold out the same ones.
     """
 
     by: Literal["passage", "query"] = "passage"
     group: str | None = None
     queries: int = Field(default=100, ge=0)
+    share: float | None = Field(default=None, gt=0, lt=1)
     depth: int = Field(default=20, ge=2)
 
 
@@ -146,7 +149,7 @@ class Schedule(Settings):
 
     While it runs, `evaluate_queries` of each set's held-out queries are measured, all of them at its end. A finished
     run is prolonged by more `steps` and the same command: it goes on from the last checkpoint before the
-    decay.
+    decay. Fewer are possible while a run is not beyond the step where their decay begins.
     """
 
     steps: int = Field(ge=1)

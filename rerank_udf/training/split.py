@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_udf.errors import ConfigError
-from rerank_udf.training.tables import Ints, TrainingTables, stable_order
+from rerank_udf.training.settings import CANDIDATES, HeldOut
+from rerank_udf.training.tables import Ints, TrainingTables, judged, stable_keys, stable_order
 
 
 @dataclass(frozen=True)
@@ -22,56 +23,62 @@ class Split:
 
 
 def split(tables: TrainingTables, seed: int) -> Split:
-    """Hold out `held_out.queries` queries of whole groups, drawn by a stable hash of the groups' names.
+    """Hold out queries of whole groups, drawn by a stable hash of the groups' names; `held_out` says how many.
 
-    A query trains only if no group of its relevant passages is held out. Without qrels nothing is held out, and every
-    query with candidates trains.
+    A query trains only if no group of its right passages is held out; without qrels every query with candidates does
+    else, and the right one is the teacher's best (see `judged`).
     """
-    kept_passages = np.zeros(len(tables.passages.ids), dtype=np.bool_)
-    if tables.relevant is None:
-        ranked = np.flatnonzero(tables.rankings["candidates"].sizes() > 0)
-        return Split(ranked, np.empty(0, np.int64), kept_passages)
-    asked = np.flatnonzero(tables.relevant.sizes() > 0)
-    if tables.settings.held_out.by == "query":
-        return _by_query(tables, asked, kept_passages, seed)
+    right, held_out = judged(tables), tables.settings.held_out
+    asked = np.flatnonzero(right.sizes() > 0)
+    ranked = np.flatnonzero(tables.rankings[CANDIDATES].sizes() > 0)
+    trained = ranked if tables.relevant is None else asked
+    if held_out.by == "query":
+        groups = np.array(_groups(tables, [tables.queries.ids[query] for query in asked.tolist()]))
+        held = asked[np.isin(groups, groups_held_out(groups, groups, held_out, seed))]
+        nothing = np.zeros(len(tables.passages.ids), dtype=np.bool_)
+        return Split(np.setdiff1d(trained, held), _at_most(tables, held, seed), nothing)
     groups = np.array(_groups(tables, tables.passages.ids))
-    first = np.array([groups[tables.relevant[query][0]] for query in asked.tolist()])
-    chosen = _groups_held_out(first, tables.settings.held_out.queries, seed)
-    kept_passages = np.isin(groups, chosen)
-    touched = np.array([bool(kept_passages[tables.relevant[query]].any()) for query in asked.tolist()], bool)
-    candidates = asked[np.isin(first, chosen)]
-    return Split(asked[~touched], _at_most(tables, candidates, seed), kept_passages)
-
-
-def _by_query(tables: TrainingTables, asked: Ints, kept: npt.NDArray[np.bool_], seed: int) -> Split:
-    groups = np.array(_groups(tables, [tables.queries.ids[query] for query in asked.tolist()]))
-    held = np.isin(groups, _groups_held_out(groups, tables.settings.held_out.queries, seed))
-    return Split(asked[~held], _at_most(tables, asked[held], seed), kept)
+    first = groups[right.values[right.starts[asked]]]
+    chosen = groups_held_out(groups, first, held_out, seed)
+    kept = np.isin(groups, chosen)
+    touched = np.repeat(np.arange(len(right.starts) - 1), right.sizes())[kept[right.values]]
+    measured = _at_most(tables, asked[np.isin(first, chosen)], seed)
+    return Split(np.setdiff1d(trained, touched), measured, kept)
 
 
 def _groups(tables: TrainingTables, ids: list[str]) -> list[str]:
-    pattern = tables.settings.held_out.group
+    label = f"sets.{tables.settings.name}.held_out.group"
+    return group_names(ids, tables.settings.held_out.group, label)
+
+
+def group_names(ids: list[str], pattern: str | None, label: str) -> list[str]:
+    """The group of each id. Raises ConfigError for one that `pattern` does not match."""
     if pattern is None:
         return ids
     found = [re.search(pattern, one) for one in ids]
     for one, match in zip(ids, found, strict=True):
         if match is None or not match.groups():
             raise ConfigError(
-                f"sets.{tables.settings.name}.held_out.group: {pattern!r} has to match every id, with a parenthesis; "
-                f"not so for {one!r}"
+                f"{label}: {pattern!r} has to match every id, with a parenthesis; not so for {one!r}"
             )
     return [str(match[1]) for match in found if match]
 
 
-def _groups_held_out(groups: npt.NDArray[np.str_], queries: int, seed: int) -> npt.NDArray[np.str_]:
-    """Names of the groups that are held out, of every query's group: str (queries,).
+def groups_held_out(
+    groups: npt.NDArray[np.str_], asked: npt.NDArray[np.str_], held_out: HeldOut, seed: int
+) -> npt.NDArray[np.str_]:
+    """Names of the groups that are held out: of `groups` a share, or of `asked`, every query's, as many as are wanted.
 
-    They are taken in a stable random order until they have `queries` queries, but never more than a fifth of them.
+    The latter are taken in a stable random order until they have `held_out.queries` queries, but never more than a
+    fifth of them.
     """
-    names, counts = np.unique(groups, return_counts=True)
-    order = stable_order([str(name) for name in names], seed)
+    if held_out.share is not None:
+        every = np.unique(groups)
+        return every[stable_keys(every.tolist(), seed) < held_out.share * 2.0**64]
+    names, counts = np.unique(asked, return_counts=True)
+    order = stable_order(names.tolist(), seed)
     before = np.cumsum(counts[order]) - counts[order]
-    return names[order][before < min(queries, len(groups) // 5)]
+    return names[order][before < min(held_out.queries, len(asked) // 5)]
 
 
 def _at_most(tables: TrainingTables, queries: Ints, seed: int) -> Ints:

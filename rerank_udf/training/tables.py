@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +97,7 @@ class TrainingTables:
     relevant: Rows | None
     teacher: Scores | None
 
-    def pair_numbers(self, query: int, passages: Ints) -> Ints:
+    def pair_numbers(self, query: int | Ints, passages: Ints) -> Ints:
         """int64, one a passage."""
         return query * len(self.passages.ids) + passages
 
@@ -115,6 +115,58 @@ def read_tables(settings: TrainingSet) -> TrainingTables:
     relevant = None if qrels is None else _relevant(qrels, queries, passages, f"{label}.qrels")
     teacher = None if scored is None else _teacher(scored, queries, passages, rankings, f"{label}.teacher")
     return TrainingTables(settings, queries, passages, rankings, relevant, teacher)
+
+
+def in_languages(tables: TrainingTables, query: int | Ints, passages: Ints) -> npt.NDArray[np.bool_]:
+    """bool (passages,): whether `languages` admits each; `query`: all of theirs, or one each."""
+    wanted = tables.settings.languages
+    if wanted == "any" or tables.queries.langs is None or tables.passages.langs is None:
+        return np.ones(len(passages), dtype=np.bool_)
+    same: npt.NDArray[np.bool_] = tables.passages.langs[passages] == tables.queries.langs[query]
+    return same if wanted == "same" else ~same
+
+
+def judged(tables: TrainingTables) -> Rows:
+    """The right passages of each query: those of the qrels, or else the candidate that the teacher puts first."""
+    if tables.relevant is not None:
+        return tables.relevant
+    assert tables.teacher is not None
+    passages = tables.rankings[CANDIDATES].values
+    queries = np.repeat(np.arange(len(tables.queries.ids)), tables.rankings[CANDIDATES].sizes())
+    logits = tables.teacher(tables.pair_numbers(queries, passages))
+    known = ~np.isnan(logits) & in_languages(tables, queries, passages)
+    queries, passages, logits = queries[known], passages[known], logits[known]
+    order = np.lexsort((-logits, queries))
+    asked, first = np.unique(queries[order], return_index=True)
+    return Rows.of(asked, passages[order][first], len(tables.queries.ids))
+
+
+def digests(tables: TrainingTables) -> dict[str, str]:
+    """sha256 of each table by its name, sets.NAME.queries and so on: of what training takes from it, in its order."""
+    parts: dict[str, Iterable[bytes]] = {
+        "queries": _text_bytes(tables.queries),
+        "passages": _text_bytes(tables.passages),
+    }
+    for name, rows in tables.rankings.items():
+        label = name if name == CANDIDATES else f"rankings.{name}"
+        parts[label] = (rows.starts.tobytes(), rows.values.tobytes())
+    if tables.relevant is not None:
+        parts["qrels"] = (tables.relevant.starts.tobytes(), tables.relevant.values.tobytes())
+    if tables.teacher is not None:
+        parts["teacher"] = (tables.teacher.pairs.tobytes(), tables.teacher.logits.tobytes())
+    found = {}
+    for name, content in parts.items():
+        digest = hashlib.sha256()
+        for part in content:
+            digest.update(part)
+        found[f"sets.{tables.settings.name}.{name}"] = digest.hexdigest()
+    return found
+
+
+def _text_bytes(texts: Texts) -> Iterator[bytes]:
+    langs = [None] * len(texts.ids) if texts.langs is None else texts.langs.tolist()
+    for row in zip(texts.ids, texts.texts, langs, strict=True):
+        yield repr(row).encode()
 
 
 def read_parquet(
@@ -226,6 +278,11 @@ def _pairs(ranking: Rows, passages: int) -> Ints:
 
 
 def stable_order(names: Sequence[str], seed: int) -> Ints:
-    """An order that depends on the names and the seed alone: int64 (n,), by sha256."""
+    """An order that depends on the names and the seed alone: int64 (n,), by `stable_keys`."""
+    return np.argsort(stable_keys(names, seed), kind="stable")
+
+
+def stable_keys(names: Sequence[str], seed: int) -> npt.NDArray[np.uint64]:
+    """A number of each name, evenly spread: uint64 (n,), the beginning of a sha256."""
     keys = [hashlib.sha256(f"{seed} {name}".encode()).digest()[:8] for name in names]
-    return np.argsort(np.array([int.from_bytes(key, "big") for key in keys], dtype=np.uint64), kind="stable")
+    return np.array([int.from_bytes(key, "big") for key in keys], dtype=np.uint64)

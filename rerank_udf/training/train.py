@@ -32,7 +32,7 @@ from rerank_udf.training.output import TOKENIZER_SETTINGS, Trained, check_output
 from rerank_udf.training.run import ListTrainer, Progress, arguments
 from rerank_udf.training.settings import TrainingConfig
 from rerank_udf.training.split import Split, split
-from rerank_udf.training.tables import TrainingTables, read_tables
+from rerank_udf.training.tables import TrainingTables, digests, read_tables
 
 _HEAD_DEVIATION = 0.05
 _SHOWN = 90  # characters
@@ -46,17 +46,20 @@ def train(config: TrainingConfig, console: Console) -> Path:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     work = Path(config.work)
     check_output(Path(config.output))
-    checkpoints.claim(work, config)
     folder = base_folder(config)
     sets = [read_tables(one) for one in config.sets]
+    start = checkpoints.claim(
+        work, config, {name: one for each in sets for name, one in digests(each).items()}
+    )
     splits = [split(one, config.seed) for one in sets]
     for one, divided in zip(sets, splits, strict=True):
         console.print(_described(one, divided), highlight=False)
     lists = config.schedule.steps * config.schedule.lists_per_step
     trainer, progress = _trainer(config, folder, ListSampler(config, sets, splits, lists), console)
-    start = checkpoints.to_go_on_from(work, config.schedule)
     if start is not None:
-        console.print(f"going on from {start.name}", highlight=False)
+        later = checkpoints.delete_after(start)
+        deleted = f"; {', '.join(later)} deleted, saved while the rate was falling" if later else ""
+        console.print(f"going on from {start.name}{deleted}", highlight=False)
     progress.held_out = _measured(config, sets, splits, config.schedule.evaluate_queries)
     trainer.train(resume_from_checkpoint=None if start is None else str(start))
     averaged = _average(trainer, work, config.schedule.average_last)

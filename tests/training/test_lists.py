@@ -1,8 +1,12 @@
+import hashlib
+
 import numpy as np
+import pandas as pd
 import pytest
 from training_world import TOPICS, settings, write_tables
 
 from rerank_udf.errors import ConfigError, InputError
+from rerank_udf.training.development import held_out_lists
 from rerank_udf.training.lists import ListSampler
 from rerank_udf.training.settings import TrainingConfig
 from rerank_udf.training.split import split
@@ -51,6 +55,38 @@ def test_a_group_is_held_out_in_all_its_languages(faq):
     hidden = {tables.passages.ids[row] for row in np.flatnonzero(held.passages_held_out).tolist()}
     assert {one[:-2] + other for one in hidden for other in ("en", "de")} == hidden
     assert len(lists[0].passages) > 1
+
+
+def test_a_share_holds_out_the_same_groups_in_every_set(faq):
+    """By the names' digests alone, whatever else is asked about; as many queries are measured as are wanted."""
+    pages = {"group": r"^(t\d+)-", "share": 0.3, "queries": 2}
+    rows = pd.read_parquet(faq / "qrels.parquet")
+    rows[rows["query_id"].str[1:].astype(int) % 3 == 0].to_parquet(faq / "fewer.parquet", index=False)
+    expected = {
+        f"t{number}-{lang}"
+        for number in range(len(TOPICS))
+        for lang in ("en", "de")
+        if int(hashlib.sha256(f"0 t{number}".encode()).hexdigest()[:16], 16) < 0.3 * 2**64
+    }
+    assert 8 < len(expected) < 40
+    for qrels in ("qrels", "fewer"):
+        tables = read_tables(
+            configured(faq, held_out=pages, qrels={"path": str(faq / f"{qrels}.parquet")}).sets[0]
+        )
+        held = split(tables, 0)
+        assert {tables.passages.ids[row] for row in np.flatnonzero(held.passages_held_out)} == expected
+        trained = {f"t{tables.queries.ids[query][1:]}-en" for query in held.train}
+        assert not trained & expected
+        assert {f"t{tables.queries.ids[query][1:]}-en" for query in held.held_out} <= expected
+        assert len(held.held_out) == 2
+
+
+def test_a_share_of_queries(faq):
+    tables = read_tables(configured(faq, held_out={"by": "query", "share": 0.3}).sets[0])
+    held = split(tables, 0)
+    keys = [hashlib.sha256(f"0 {one}".encode()).hexdigest()[:16] for one in tables.queries.ids]
+    assert held.held_out.tolist() == [n for n, key in enumerate(keys) if int(key, 16) < 0.3 * 2**64]
+    assert sorted([*held.train.tolist(), *held.held_out.tolist()]) == list(range(len(TOPICS)))
 
 
 def test_a_group_that_does_not_match_every_id_is_an_error(faq):
@@ -146,6 +182,45 @@ def test_without_qrels_there_is_no_right_passage(faq):
     lists, _ = sampler(configured(faq, qrels=None, teacher={"table": {"path": str(faq / "teacher.parquet")}}))
     assert not lists[0].relevant
     assert (~np.isnan(lists[0].teacher)).sum() >= 2
+
+
+@pytest.mark.parametrize(("languages", "lang"), [("any", "de"), ("same", "en"), ("other", "de")])
+def test_without_qrels_the_teachers_best_is_held_out_and_right(faq, languages, lang):
+    """The teacher puts the topic after next first, in both languages; the German passage stands before the English."""
+    rows = pd.read_parquet(faq / "candidates.parquet")
+    steps = (
+        rows["passage_id"].str.extract(r"t(\d+)-")[0].astype(int) - rows["query_id"].str[1:].astype(int)
+    ) % 40
+    rows.assign(logit=np.where(steps == 2, 5.0, -rows["rank"])).to_parquet(
+        faq / "teacher.parquet", index=False
+    )
+    taught = {"qrels": None, "teacher": {"table": {"path": str(faq / "teacher.parquet")}}}
+    lists, tables = sampler(configured(faq, languages=languages, **taught))
+    held = split(tables, 0)
+    found = held_out_lists(tables, held)
+    assert len(found) == len(held.held_out) == 6
+    best = {one.relevant_ids[0] for one in found}
+    for one in found:
+        asked = int(one.key.removeprefix("faq q"))
+        assert one.relevant_ids == [f"t{(asked + 2) % 40}-{lang}"]
+        assert one.passage_ids[2] == one.relevant_ids[0]
+    assert {tables.passages.ids[row] for row in np.flatnonzero(held.passages_held_out)} >= best
+    hidden = {tables.passages.texts[tables.passages.ids.index(one)] for one in best}
+    asked = {tables.queries.texts[query] for query in held.held_out}
+    for one in (lists[number] for number in range(len(lists))):
+        assert one.query not in asked
+        assert not hidden & set(one.passages)
+
+
+def test_without_qrels_a_query_that_the_teacher_did_not_score_trains_and_does_not_measure(faq):
+    rows = pd.read_parquet(faq / "teacher.parquet")
+    rows[rows["query_id"] != "q7"].to_parquet(faq / "teacher.parquet", index=False)
+    tables = read_tables(
+        configured(faq, qrels=None, teacher={"table": {"path": str(faq / "teacher.parquet")}}).sets[0]
+    )
+    held = split(tables, 0)
+    assert len(held.train) + len(held.held_out) == len(TOPICS)
+    assert 7 in held.train
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import shutil
@@ -99,6 +100,17 @@ def test_it_learns_what_it_is_shown(faq, tiny_bert):
     assert after > before + 0.3, (before, after)
 
 
+def test_what_a_teacher_alone_taught_is_measured_by_the_passage_that_it_puts_first(faq, tiny_bert):
+    """Its logits fall with the rank, so the first stage is as good as the teacher."""
+    raw = settings(faq, tiny_bert)
+    raw["sets"][0] |= {"qrels": None, "teacher": {"table": {"path": str(faq / "teacher.parquet")}}}
+    folder = train(TrainingConfig.model_validate(raw), QUIET)
+    card = (folder / "README.md").read_text()
+    assert "| faq | 34 / 6 | 80 | teacher | 100% | not stated |" in card
+    assert "In faq, without qrels, the teacher's first counts as the right one.\n" in card
+    assert "| faq | 6 | 1.000 | 1.000 | " in card
+
+
 def agreement(folder, model):
     """Mean rank correlation of a model's logits with the teacher's, over the queries."""
     tables = [pd.read_parquet(folder / f"{name}.parquet") for name in ("teacher", "queries", "passages")]
@@ -110,20 +122,25 @@ def agreement(folder, model):
     return np.mean([one["own"].corr(one["logit"], method="spearman") for _, one in by_query])
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(faq, tiny_xlmr, monkeypatch):
-    whole = train(configured(faq, tiny_xlmr, output=str(faq / "whole"), work=str(faq / "whole-work")), QUIET)
+def stop_at(monkeypatch, number):
+    """End training as Ctrl-C does, when this list is drawn; four of them are a step."""
     drawn = ListSampler.__getitem__
 
-    def stop_at_twenty(self, number):
-        if number == 20:
+    def stopping(self, asked):
+        if asked == number:
             raise KeyboardInterrupt
-        return drawn(self, number)
+        return drawn(self, asked)
 
-    monkeypatch.setattr(ListSampler, "__getitem__", stop_at_twenty)
-    with pytest.raises(KeyboardInterrupt):
-        train(configured(faq, tiny_xlmr), QUIET)
+    monkeypatch.setattr(ListSampler, "__getitem__", stopping)
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(faq, tiny_xlmr, monkeypatch):
+    whole = train(configured(faq, tiny_xlmr, output=str(faq / "whole"), work=str(faq / "whole-work")), QUIET)
+    with monkeypatch.context() as patched:
+        stop_at(patched, 20)
+        with pytest.raises(KeyboardInterrupt):
+            train(configured(faq, tiny_xlmr), QUIET)
     assert not (faq / "model").exists()
-    monkeypatch.setattr(ListSampler, "__getitem__", drawn)
     lines = Console(record=True, width=200, file=io.StringIO())
     again = train(configured(faq, tiny_xlmr), lines)
     assert "going on from checkpoint-4" in lines.export_text()
@@ -137,6 +154,102 @@ def test_a_finished_run_is_prolonged_from_before_its_rate_fell(faq, tiny_xlmr):
     prolonged = train(configured(faq, tiny_xlmr, schedule=longer), QUIET)
     straight = {"output": str(faq / "straight"), "work": str(faq / "straight-work"), "schedule": longer}
     assert same(weights(prolonged), weights(train(configured(faq, tiny_xlmr, **straight), QUIET)))
+
+
+def test_a_run_whose_last_step_is_saved_between_two_can_be_prolonged(faq, tiny_xlmr):
+    """Nine steps, saved every second: 6, 8 and, of the last one, 9 are after the decay began, 4 is before."""
+    schedule = settings(faq, tiny_xlmr)["schedule"] | {"decay": 0.4, "average_last": 1, "evaluate_every": 100}
+    train(configured(faq, tiny_xlmr, schedule=schedule | {"steps": 9}), QUIET)
+    assert saved(faq) == {4, 6, 8, 9}
+    longer, lines = schedule | {"steps": 14}, Console(record=True, width=200, file=io.StringIO())
+    prolonged = train(configured(faq, tiny_xlmr, schedule=longer), lines)
+    deleted = "going on from checkpoint-4; checkpoint-6, checkpoint-8, checkpoint-9 deleted"
+    assert deleted in lines.export_text()
+    straight = {"output": str(faq / "straight"), "work": str(faq / "straight-work"), "schedule": longer}
+    assert same(weights(prolonged), weights(train(configured(faq, tiny_xlmr, **straight), QUIET)))
+
+
+def saved(folder):
+    return {int(one.name.split("-")[1]) for one in (folder / "work").glob("checkpoint-*")}
+
+
+@pytest.mark.parametrize(
+    ("steps", "stopped_after", "wanted", "sentence"),
+    [
+        (
+            6,
+            6,
+            3,
+            "holds step 6 of a run of 6; the rate of one of 3 falls from step 1 on: set schedule.steps",
+        ),
+        (20, 8, 10, "holds step 8 of a run of 20; the rate of one of 10 falls from step 5 on"),
+        (
+            6,
+            6,
+            8,
+            "holds no checkpoint from before the rate fell, only from step 6 of 6 on: a run of 8 cannot",
+        ),
+    ],
+)
+def test_a_run_that_cannot_be_made_so_long_is_refused_and_stays(
+    faq, tiny_xlmr, monkeypatch, steps, stopped_after, wanted, sentence
+):
+    schedule = settings(faq, tiny_xlmr)["schedule"] | {"decay": 0.5, "average_last": 1, "evaluate_every": 100}
+    if wanted > steps:
+        schedule["save_every"] = 6
+    with monkeypatch.context() as patched:
+        stop_at(patched, 4 * stopped_after + 4)
+        with contextlib.suppress(KeyboardInterrupt):
+            train(configured(faq, tiny_xlmr, schedule=schedule | {"steps": steps}), QUIET)
+    before, noted = saved(faq), (faq / "work/run.json").read_text()
+    with pytest.raises(ConfigError, match=sentence):
+        train(configured(faq, tiny_xlmr, schedule=schedule | {"steps": wanted}), QUIET)
+    assert saved(faq) == before != set()
+    assert (faq / "work/run.json").read_text() == noted
+
+
+def test_a_stopped_run_is_made_shorter_while_its_rate_is_constant(faq, tiny_xlmr, monkeypatch):
+    schedule = settings(faq, tiny_xlmr)["schedule"] | {"decay": 0.5, "average_last": 1, "evaluate_every": 100}
+    with monkeypatch.context() as patched:
+        stop_at(patched, 20)
+        with pytest.raises(KeyboardInterrupt):
+            train(configured(faq, tiny_xlmr, schedule=schedule | {"steps": 20}), QUIET)
+    assert saved(faq) == {2, 4}
+    shorter = train(configured(faq, tiny_xlmr, schedule=schedule | {"steps": 8}), QUIET)
+    straight = {"output": str(faq / "straight"), "work": str(faq / "straight-work")}
+    whole = configured(faq, tiny_xlmr, schedule=schedule | {"steps": 8}, **straight)
+    assert same(weights(shorter), weights(train(whole, QUIET)))
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "named"),
+    [
+        ("passages", lambda rows: rows.assign(passage=rows["passage"] + "."), "sets.faq.passages"),
+        ("queries", lambda rows: rows.iloc[::-1], "sets.faq.queries"),
+        ("candidates", lambda rows: rows[rows["rank"] < 9], "sets.faq.candidates"),
+        ("qrels", lambda rows: rows.iloc[1:], "sets.faq.qrels"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_tables(faq, tiny_xlmr, table, change, named):
+    config = configured(faq, tiny_xlmr)
+    train(config, QUIET)
+    rows = pd.read_parquet(faq / f"{table}.parquet")
+    change(rows).to_parquet(faq / f"{table}.parquet", index=False)
+    with pytest.raises(ConfigError, match=f"was begun on another {named}: bring back the rows of then"):
+        train(config, QUIET)
+    rows.to_parquet(faq / f"{table}.parquet", index=False, row_group_size=7)  # the same rows, another file
+    train(config, QUIET)
+
+
+def test_a_run_that_saved_nothing_begins_with_the_tables_as_they_are(faq, tiny_xlmr, monkeypatch):
+    with monkeypatch.context() as patched:
+        stop_at(patched, 0)
+        with pytest.raises(KeyboardInterrupt):
+            train(configured(faq, tiny_xlmr), QUIET)
+    rows = pd.read_parquet(faq / "qrels.parquet").iloc[1:]
+    rows.to_parquet(faq / "qrels.parquet", index=False)
+    train(configured(faq, tiny_xlmr), QUIET)
+    assert saved(faq) == {2, 4, 6}
 
 
 def test_another_run_in_the_same_folder_is_refused(faq, tiny_xlmr):

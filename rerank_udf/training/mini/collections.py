@@ -18,6 +18,7 @@ from rerank_udf.errors import InputError
 from rerank_udf.training.mini.encoders import PASSAGE, QUERY, BiEncoder, Vectors, cached_vectors
 from rerank_udf.training.tables import stable_order
 
+WIKIQA, AFRIQA_TRANSLATED = "en-wikiqa", "afriqa-translated"
 SAME_LANGUAGE = (
     "ja-jaquad",
     "ja-jsquad",
@@ -30,11 +31,12 @@ SAME_LANGUAGE = (
     "vi-qa",
     "fr-cnil",
     "th-iapp",
-    "en-wikiqa",
-    "afriqa-translated",
+    WIKIQA,
+    AFRIQA_TRANSLATED,
 )
 _TABLES = ("queries", "passages", "candidates", "qrels")
 AFRIQA, HELP = "afriqa-crosslingual", "help-crosslingual"
+_NEAR_XQUAD = "what county is jacksonville florida in"  # nine of its sentences stand in XQuAD's paragraphs
 _SEPARATOR = "[SEP]"  # between title and text in one of the sets
 _MOST_PASSAGES = 4000  # of a set in one language: one set is as large as all others together
 
@@ -75,8 +77,10 @@ def read_collection(data: Path, name: str, work: Path, encoder: BiEncoder) -> Co
         )
     tables = {one: pd.read_parquet(folder / f"{one}.parquet") for one in _TABLES}
     tables["passages"]["passage"] = tables["passages"]["passage"].str.replace(_SEPARATOR, "", regex=False)
+    if name == WIKIQA:
+        tables = _without_question(tables, _NEAR_XQUAD)
     tables["qrels"] = tables["qrels"].query("relevance > 0")
-    if name in SAME_LANGUAGE and name != "en-wikiqa":
+    if name in SAME_LANGUAGE and name != WIKIQA:
         tables = _first_passages(tables, _MOST_PASSAGES)
     queries, passages = tables["queries"], tables["passages"]
     vectors = [
@@ -84,6 +88,25 @@ def read_collection(data: Path, name: str, work: Path, encoder: BiEncoder) -> Co
         for prefix, texts in ((QUERY, queries["query"]), (PASSAGE, passages["passage"]))
     ]
     return Collection(name=name, **tables, query_vectors=vectors[0], passage_vectors=vectors[1])
+
+
+def _without_question(tables: dict[str, pd.DataFrame], text: str) -> dict[str, pd.DataFrame]:
+    """Without the question and every passage that is judged for it, right or wrong. Raises InputError without it."""
+    queries, qrels = tables["queries"], tables["qrels"]
+    asked = queries["query_id"][queries["query"] == text]
+    if asked.empty:
+        raise InputError(
+            f"no question {text!r} in the set: it is another version than the recipe was made with"
+        )
+    judged = qrels["passage_id"][qrels["query_id"].isin(asked)]
+    found = {}
+    for name, table in tables.items():
+        gone = pd.Series(False, table.index)
+        for column, ids in (("query_id", asked), ("passage_id", judged)):
+            if column in table:
+                gone |= table[column].isin(ids)
+        found[name] = table[~gone].reset_index(drop=True)
+    return found
 
 
 def _first_passages(tables: dict[str, pd.DataFrame], most: int) -> dict[str, pd.DataFrame]:

