@@ -36,7 +36,7 @@ from rerank_udf.tokens import PairLimits, PairTokenizer
 PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 CALIBRATION_PAIRS = 300
 SEARCH_PAIRS = {"all": 384, "fewer": 128}
-SEARCH_RUN = 128  # the largest batch size that is tried
+CARD_SEARCH_PAIRS = 2048  # a card does them in seconds, and four of its largest batches must be in it
 _TABLE_WIDTH = 200
 _RESULTS = Path(__file__).parent / "results"
 
@@ -215,12 +215,13 @@ def measure(
     logs = plan.folder / "logs"
     calibration_file = calibration.write(logs / "calibration.json")
     searches = {}
+    largest = rounds.batch_sizes(plan.device)[-1]
     for name, sample in samples.items():
-        rows = runs_of_neighbours(sample.pairs.lengths, SEARCH_PAIRS[name], SEARCH_RUN)
+        rows = runs_of_neighbours(sample.pairs.lengths, search_pairs(name, plan.device), largest)
         searches[name] = sample.pairs.take(rows).write(logs / f"search-{name}.json")
     whole = samples["all"].pairs
     # A server is asked for whole queries, in their order
-    first = np.arange(min(SEARCH_PAIRS["all"], len(whole.pairs)), dtype=np.int64)
+    first = np.arange(min(search_pairs("all", plan.device), len(whole.pairs)), dtype=np.int64)
     searches["servers"] = whole.take(first).write(logs / "search-servers.json")
     loaded = rounds.load_all(engines, plan, samples, calibration_file, outcome)
     try:
@@ -243,6 +244,11 @@ def measure(
     finally:
         for found in loaded:
             found.worker.stop()
+
+
+def search_pairs(sample: str, device: str) -> int:
+    """Pairs of a sample that the search for the best batch size runs over."""
+    return SEARCH_PAIRS[sample] if device == "cpu" else CARD_SEARCH_PAIRS
 
 
 def report(

@@ -2,35 +2,70 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 MOST_TOKENIZER_THREADS = 8
+_CGROUP = Path("/sys/fs/cgroup")
+# quota and period in microseconds, of control groups version 2 and of version 1
+_QUOTA_FILES = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
 
 
 def task_threads() -> int:
     """Cores that this process may keep busy.
 
-    RERANK_UDF_THREADS if set; else OMP_NUM_THREADS, which Spark sets to `spark.task.cpus`; else the cores
-    that the process may run on.
+    RERANK_UDF_THREADS if set; else OMP_NUM_THREADS, which Spark sets to `spark.task.cpus`; else what
+    `available_cores` finds.
     """
     for name in ("RERANK_UDF_THREADS", "OMP_NUM_THREADS"):
         value = os.environ.get(name, "").split(",")[0].strip()
         if value.isdigit() and int(value) > 0:
             return int(value)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return available_cores()
+
+
+def available_cores() -> int:
+    """Cores that this process may run on, no more than its container's quota pays for.
+
+    A quota of two and a half cores is two: where threads wait for one another, one that has used up its share of the
+    time holds up all.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(cores, _quota())))
+
+
+def _quota() -> float:
+    """Cores whose time the process's control group may use; infinity where nothing limits it."""
+    for names in _QUOTA_FILES:
+        try:
+            quota, period = " ".join((_CGROUP / name).read_text() for name in names).split()
+        except (OSError, ValueError):
+            continue
+        if quota.isdigit() and period.isdigit():  # else "max", or -1
+            return int(quota) / int(period)
+    return math.inf
+
+
+_told: dict[str, str] = {}  # variable → what this module has set it to
 
 
 def set_tokenizer_threads() -> None:
     """Tell `tokenizers` its threads, before it is imported, where the environment does not say.
 
-    One less than the task's cores, since the model needs one too; at least 1, at most 8.
+    One less than the task's cores, since the model needs one too; at least 1, at most 8. A worker may serve a task of
+    another size later: what was told here, and by nobody else, is told anew. But the library makes its threads at its
+    first use of more than one, and their number stays: then a later task has as many, or one.
     """
     threads = min(MOST_TOKENIZER_THREADS, max(1, task_threads() - 1))
-    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if threads > 1 else "false")
+    if os.environ.get("RAYON_NUM_THREADS", "1") == "1":
+        _tell("RAYON_NUM_THREADS", str(threads))
+    _tell("TOKENIZERS_PARALLELISM", "true" if threads > 1 else "false")
+
+
+def _tell(name: str, value: str) -> None:
+    if os.environ.get(name) in (None, _told.get(name)):
+        os.environ[name] = _told[name] = value
 
 
 def processor_flags() -> frozenset[str]:

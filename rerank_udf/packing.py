@@ -12,11 +12,37 @@ RowNumbers = npt.NDArray[np.int64]
 
 # Pairs are scored a window at a time: wide enough that sorting by length leaves little padding.
 WINDOW_PAIRS = 4096
+# A device with a queue of its own is given windows in parts. The first is small, so that the device need not wait until
+# many texts are tokenised; the next ones double, so that little is lost where a part's last batch is not full.
+FIRST_PAIRS = 128
+MOST_PART_PAIRS = 2048
 
 Layout = Literal["packed", "padded", "equal_lengths"]
 """What a batch may hold, and what it costs. "packed": any rows, one after the other; the sum of their lengths.
 "padded": any rows, each as wide as the longest; rows × longest. "equal_lengths": only rows of one length; their
 sum."""
+
+
+def part_sizes() -> Iterator[int]:
+    """Pairs of each part of a stream's windows: 128, 256, … 2,048, and 2,048 for ever."""
+    size = FIRST_PAIRS
+    while True:
+        yield size
+        size = min(MOST_PART_PAIRS, 2 * size)
+
+
+def part_edges(pairs: int, sizes: Iterator[int]) -> list[int]:
+    """Where the parts of a window of so many pairs begin and end: 0, …, `pairs`; one part, [0, 0], for no pairs.
+
+    `sizes` is that of the stream, of which as many are taken as there are parts. What is left over and less than half
+    of the last size belongs to the part before it.
+    """
+    edges = [0]
+    while edges[-1] < pairs or len(edges) == 1:
+        size = next(sizes)
+        end = edges[-1] + size
+        edges.append(pairs if 2 * (pairs - end) < size else end)
+    return edges
 
 
 def plan_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -203,6 +205,78 @@ def test_a_size_that_does_not_fit_is_never_the_best() -> None:
         return 1.0 / size
 
     assert rounds.search_batch_size(seconds) == {4: 0.25, 8: 0.125, 16: float("inf")}
+
+
+@pytest.mark.parametrize(
+    ("device", "first", "best"), [("cpu", 8, 128), ("cuda", 32, 512), ("cuda:1", 32, 512)]
+)
+def test_a_card_is_offered_larger_batches_out_of_more_pairs(
+    tmp_path: Path, device: str, first: int, best: int
+) -> None:
+    """The larger the faster, here: the search ends with the largest size, of which the sample holds several."""
+    tried: list[int] = []
+
+    class Process:
+        def ask(self, action: str, *, pairs: str, batch_size: int) -> dict[str, float]:
+            tried.append(batch_size)
+            return {"seconds": 1.0 / batch_size}
+
+    plan: Any = SimpleNamespace(device=device, fixed_batches={})
+    found: Any = SimpleNamespace(engine=ENGINES["st"], worker=Process(), searched={})
+    assert rounds.best_batch(found, plan, tmp_path) == best
+    assert (tried[0], max(tried)) == (first, best)
+    assert bench_engine.search_pairs("all", device) >= 3 * rounds.batch_sizes(device)[-1]
+
+
+@pytest.mark.parametrize(
+    ("device", "card"), [("cuda:1", "cuda:1"), ("cuda", "cuda"), ("cpu", None), (None, None)]
+)
+def test_the_peak_is_that_of_the_card_with_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str | None, card: str | None
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    class Cuda:
+        def is_initialized(self) -> bool:
+            return True
+
+        def empty_cache(self) -> None:
+            pass
+
+        def reset_peak_memory_stats(self, device: str | None = None) -> None:
+            asked.append(("reset", device))
+
+        def max_memory_allocated(self, device: str | None = None) -> int:
+            asked.append(("peak", device))
+            return 7
+
+    class Peer:
+        def load(self, settings: dict[str, Any]) -> dict[str, Any]:
+            return {}
+
+        def score(self, pairs: Any, batch_size: int | None) -> worker.Scored:
+            return worker.Scored(np.zeros(1, np.float32))
+
+    (tmp_path / "pairs.json").write_text('[["a", "b"]]')
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=Cuda()))
+    commands = [{"do": "load", "device": device}, {"do": "run", "pairs": str(tmp_path / "pairs.json")}]
+    told = served(Peer(), commands if device else commands[1:], monkeypatch)
+    assert told[-1]["peak_device_bytes"] == 7
+    assert asked == [("reset", card), ("peak", card)]
+
+
+def served(
+    peer: Any, commands: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> list[dict[str, Any]]:
+    """A worker's answers to some commands, in this process; its standard output stays as it is."""
+    answers = io.StringIO()
+    monkeypatch.setattr(worker, "use_cores", lambda: None)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(map(json.dumps, commands))))
+    monkeypatch.setattr(worker.os, "dup", lambda _number: 1)
+    monkeypatch.setattr(worker.os, "dup2", lambda _one, _other: None)
+    monkeypatch.setattr(worker.os, "fdopen", lambda *_arguments, **_named: answers)
+    worker.serve(peer)
+    return [json.loads(line) for line in answers.getvalue().splitlines()]
 
 
 def test_names_choose_engines_in_their_order() -> None:

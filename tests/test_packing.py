@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from itertools import islice, pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rerank_udf.packing import Layout, batch_cost, plan_batches
+from rerank_udf.packing import Layout, batch_cost, part_edges, part_sizes, plan_batches
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=80)
 LAYOUTS: tuple[Layout, ...] = ("packed", "padded", "equal_lengths")
@@ -91,3 +93,28 @@ def test_a_budget_below_one_token_is_refused() -> None:
 def test_a_padded_batch_costs_its_rectangle_and_the_others_their_tokens() -> None:
     lengths = np.array([5, 2, 3])
     assert [batch_cost(lengths, layout) for layout in LAYOUTS] == [10, 15, 10]
+
+
+def test_parts_double_up_to_two_thousand_pairs() -> None:
+    assert list(islice(part_sizes(), 7)) == [128, 256, 512, 1024, 2048, 2048, 2048]
+
+
+def test_the_parts_of_a_streams_windows() -> None:
+    sizes = part_sizes()
+    assert part_edges(4096, sizes) == [0, 128, 384, 896, 1920, 4096], (
+        "128 pairs are left, under half of 2,048"
+    )
+    assert part_edges(4096, sizes) == [0, 2048, 4096]
+    assert part_edges(3072, sizes) == [0, 2048, 3072], "half of it is a part"
+    assert part_edges(3071, sizes) == [0, 3071]
+    assert part_edges(1, sizes) == [0, 1]
+    assert part_edges(0, sizes) == [0, 0]
+
+
+@given(st.lists(st.integers(0, 9000), max_size=6))
+def test_parts_are_whole_and_none_is_much_larger_than_its_size(windows: list[int]) -> None:
+    sizes = part_sizes()
+    for pairs in windows:
+        edges = part_edges(pairs, sizes)
+        assert (edges[0], edges[-1]) == (0, pairs)
+        assert all(0 < stop - start < 1.5 * 2048 for start, stop in pairwise(edges)) or pairs == 0

@@ -50,13 +50,15 @@ def serve(peer: Peer) -> None:
     use_cores()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # prints of libraries must not stand between the answers
+    device = None
     for line in sys.stdin:
         command = json.loads(line)
         action = command.pop("do")
         if action == "stop":
             return
+        device = command.get("device", device)  # as the model was loaded
         try:
-            answer = _answer(peer, action, command)
+            answer = _answer(peer, action, command, device)
         except Exception as error:
             traceback.print_exc()
             text = str(error).strip() or "no message"
@@ -65,22 +67,22 @@ def serve(peer: Peer) -> None:
         answers.flush()
 
 
-def _answer(peer: Peer, action: str, command: dict[str, Any]) -> dict[str, Any]:
+def _answer(peer: Peer, action: str, command: dict[str, Any], device: str | None) -> dict[str, Any]:
     if action == "load":
         return peer.load(command)
     if action == "run":
-        return _run(peer, command)
+        return _run(peer, command, device)
     measured: dict[str, Any] = getattr(peer, action)(command)
     return measured
 
 
-def _run(peer: Peer, command: dict[str, Any]) -> dict[str, Any]:
+def _run(peer: Peer, command: dict[str, Any], device: str | None) -> dict[str, Any]:
     pairs = [(query, passage) for query, passage in json.loads(Path(command["pairs"]).read_text("utf-8"))]
-    forget_peak()
+    forget_peak(device)
     start = time.perf_counter()
     scored = peer.score(pairs, command.get("batch_size"))
     seconds = time.perf_counter() - start
-    peaks = peak_memory()
+    peaks = peak_memory(device)
     give_back_memory()
     if command.get("logits"):
         np.save(command["logits"], np.asarray(scored.logits, dtype=np.float32))
@@ -104,16 +106,17 @@ def threads() -> int:
     return int(os.environ.get("BENCH_THREADS") or os.cpu_count() or 1)
 
 
-def forget_peak() -> None:
-    """Begin to measure the peak of memory anew: loading a model may need more than scoring."""
+def forget_peak(device: str | None) -> None:
+    """Begin to measure the peak of memory anew, the process's and the device's: loading a model may need more than
+    scoring."""
     with contextlib.suppress(OSError):  # then the peak is that since the start
         Path("/proc/self/clear_refs").write_text("5")
     torch = _torch_on_cuda()
     if torch is not None:
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(_card(device))
 
 
-def peak_memory() -> dict[str, int | None]:
+def peak_memory(device: str | None) -> dict[str, int | None]:
     """Bytes: the process's resident peak, and the device's, None without one."""
     resident = None
     status = Path("/proc/self/status")
@@ -124,7 +127,7 @@ def peak_memory() -> dict[str, int | None]:
     torch = _torch_on_cuda()
     return {
         "peak_bytes": resident,
-        "peak_device_bytes": torch.cuda.max_memory_allocated() if torch is not None else None,
+        "peak_device_bytes": torch.cuda.max_memory_allocated(_card(device)) if torch is not None else None,
     }
 
 
@@ -133,6 +136,11 @@ def give_back_memory() -> None:
     torch = _torch_on_cuda()
     if torch is not None:
         torch.cuda.empty_cache()
+
+
+def _card(device: str | None) -> str | None:
+    """What torch calls the card that the model is on; None, torch's own choice, where nobody named one."""
+    return device if device is not None and device.startswith("cuda") else None
 
 
 def _torch_on_cuda() -> Any:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rerank_udf.machine import processor_flags, processor_name
+from rerank_udf.machine import available_cores, processor_flags, processor_name
 
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
@@ -30,7 +30,7 @@ def describe_machine() -> dict[str, Any]:
 
 def cores() -> int:
     """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available_cores()
 
 
 def _memory_gib() -> float | None:

@@ -22,8 +22,9 @@ from side_by_side.pairs import PairSet
 from side_by_side.statistics import Lane, logit_errors
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+CARD_BATCH_SIZES = (*BATCH_SIZES, 256, 512)  # what a card of the largest kind may need to be busy
 RATE = "matrix-product rate"
-_FIRST_TRIED = 8
+_FIRST_TRIED, _FIRST_TRIED_ON_CARD = 8, 32
 _PAUSE_SECONDS = 0.5  # a library's threads may spin for a moment after their work
 
 
@@ -155,6 +156,11 @@ def search_batch_size(
         place = best
 
 
+def batch_sizes(device: str) -> tuple[int, ...]:
+    """The batch sizes that may be best on a device."""
+    return BATCH_SIZES if device == "cpu" else CARD_BATCH_SIZES
+
+
 def best_batch(found: Loaded, plan: Plan, search_file: Path) -> int:
     """The batch size that a short search, or the user, says is best."""
     name = found.engine.name
@@ -162,7 +168,9 @@ def best_batch(found: Loaded, plan: Plan, search_file: Path) -> int:
         return plan.fixed_batches[name]
     run = found.worker.ask
     found.searched = search_batch_size(
-        lambda size: float(run("run", pairs=str(search_file), batch_size=size)["seconds"])
+        lambda size: float(run("run", pairs=str(search_file), batch_size=size)["seconds"]),
+        batch_sizes(plan.device),
+        _FIRST_TRIED if plan.device == "cpu" else _FIRST_TRIED_ON_CARD,
     )
     best = min(found.searched, key=lambda size: found.searched[size])
     if found.searched[best] == float("inf"):

@@ -91,14 +91,17 @@ class ScorerPlan:
         return ModelEngine(tokenizer, self._backend(folder), self.max_tokens_per_batch)
 
     def _backend(self, folder: Path) -> Backend:
-        on_cpu = resolve_device(self.device) == "cpu"
-        if self.precision == "int8" or (on_cpu and resolve_cpu_backend(self.precision) == "openvino"):
+        device = resolve_device(self.device)
+        if self.precision == "int8" or (
+            device == "cpu" and resolve_cpu_backend(self.precision) == "openvino"
+        ):
             from rerank_udf.engine.openvino_backend import OpenVinoBackend
 
             return OpenVinoBackend(folder, precision=self.precision, ranges=self.ranges)
         from rerank_udf.engine.packed import PackedBackend
 
-        return PackedBackend(folder, precision=self.precision, device=self.device)
+        # Never "auto": a card that torch cannot use is an error, and not a processor that scores in a card's precision
+        return PackedBackend(folder, precision=self.precision, device=device)
 
 
 def resolve_scorer(

@@ -58,8 +58,9 @@ class Backend(Protocol):
     def finish(self, started: Sequence[object]) -> npt.NDArray[np.float32]:
         """Wait for batches that were started: their logits one after the other, float32 (rows of all batches,).
 
-        One copy from the device, however many batches. Raises OutOfMemoryError where fewer or smaller batches may fit;
-        it may then be called again with some of them.
+        Not for any that was started after them, where the device has a queue. One copy from the device, however many
+        batches. Raises OutOfMemoryError where fewer or smaller batches may fit; it may then be called again with some
+        of them.
         """
 
     def in_float32(self) -> Backend:

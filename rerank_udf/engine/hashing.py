@@ -27,6 +27,7 @@ class HashEngine:
 
     backend = None
     overlaps = False  # all of it is Python, on one processor
+    queues = False
 
     def __init__(self, max_length: int, faults: Faults = HEALTHY) -> None:
         self._max_length = max_length

@@ -5,7 +5,8 @@ A batch goes to the device in one copy, its logits come back in one, and in betw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +33,7 @@ from rerank_udf.engine.torch_runtime import (
     bytes_per_token,
     device_name,
     exact_products,
+    is_full,
     memory_errors,
     token_budget,
     torch_device,
@@ -58,10 +60,12 @@ class Kernel:
 
 @dataclass(frozen=True)
 class _Started:
-    """Logits that a device is computing, float32 (rows,), and the host memory that its copy reads."""
+    """Logits that a device is computing, float32 (rows,), the host memory that its copy reads, and on CUDA the event
+    that they are done."""
 
     logits: Tensor
     held: Tensor | None
+    done: torch.cuda.Event | None
 
 
 class PackedBackend:
@@ -87,6 +91,7 @@ class PackedBackend:
             with torch.inference_mode(), memory_errors(self._device):
                 self._model = load_model(weights, DTYPES[precision], self._device, lay_out)
                 self.kernel = checked_kernel(self.architecture, precision, self._device)
+                self._back = _new_stream(self._device)
         except OutOfMemoryError as error:
             raise ModelError(
                 f"the weights of {folder} do not fit into the memory of {self.device} in {precision}: {error}; "
@@ -97,14 +102,33 @@ class PackedBackend:
         """See `rerank_udf.engine.backend.Backend`."""
         with torch.inference_mode(), exact_products(), memory_errors(self._device):
             inputs, held = to_device(batch, self.architecture, self._device)
-            return _Started(forward(self._model, inputs, self.kernel.attend), held)
+            logits = forward(self._model, inputs, self.kernel.attend)
+            if self._back is None:
+                return _Started(logits, held, None)
+            return _Started(logits, held, torch.cuda.current_stream(self._device).record_event())
 
     def finish(self, started: Sequence[object]) -> npt.NDArray[np.float32]:
-        """See `rerank_udf.engine.backend.Backend`."""
-        with torch.inference_mode(), memory_errors(self._device):
-            logits = [part.logits for part in cast("Sequence[_Started]", started)]
-            result: npt.NDArray[np.float32] = torch.cat(logits).cpu().numpy()
+        """See `rerank_udf.engine.backend.Backend`. On CUDA no later batch is waited for."""
+        parts = cast("Sequence[_Started]", started)
+        with torch.inference_mode(), memory_errors(self._device), self._behind(parts):
+            result: npt.NDArray[np.float32] = torch.cat([part.logits for part in parts]).cpu().numpy()
             return result
+
+    @contextlib.contextmanager
+    def _behind(self, parts: Sequence[_Started]) -> Iterator[None]:
+        """On CUDA: a stream of its own, which waits for these batches and for none that was started after them.
+
+        The logits belong to the stream that computed them. They are read from this one before their memory may be used
+        again, since the caller holds them until their copy to the host, which it waits for, is done.
+        """
+        if self._back is None:
+            yield
+            return
+        with torch.cuda.stream(self._back):
+            for part in parts:
+                assert part.done is not None, "it was started on this device"
+                self._back.wait_event(part.done)
+            yield
 
     def in_float32(self) -> PackedBackend:
         """The same model, loaded once more, in float32. Raises ModelError where the device has no room for it."""
@@ -139,6 +163,11 @@ class PackedBackend:
         if self._device.type == "cpu":
             facts["linear"] = why_not(DTYPES[self.precision]) or "oneDNN, weights laid out once"
         return facts
+
+
+def _new_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A queue of the device's beside the one in which its batches stand; None for a CPU, which has none."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
 
 def to_device(
@@ -203,9 +232,9 @@ def _find_kernel(
         try:
             attend = make_attend(name)
             check_attend(attend, heads, dim, dtype, device)
-        except torch.cuda.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever an optional kernel raises, the next one may work
+            if is_full(error):
+                raise  # for the others too, and no reason to do without this one for good
             reasons[name] = str(error).split("\n")[0]
         else:
             reasons |= dict.fromkeys(choice.chosen[place + 1 :], f"{name} comes first")

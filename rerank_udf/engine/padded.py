@@ -68,7 +68,7 @@ class PaddedBackend:
             return logits
 
     def finish(self, started: Sequence[object]) -> npt.NDArray[np.float32]:
-        """See `rerank_udf.engine.backend.Backend`."""
+        """See `rerank_udf.engine.backend.Backend`; later batches are waited for too, which costs time alone."""
         with torch.inference_mode(), memory_errors(self._device):
             logits = cast("Sequence[torch.Tensor]", started)
             result: npt.NDArray[np.float32] = torch.cat(list(logits)).cpu().numpy()

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ def product_rates(
             else _openvino_product(precision, rows, i, o)
         )
     flops = 2.0 * rows * (_INT8_PRODUCTS if precision == "int8" else 1)
-    finish = torch.cuda.synchronize if place.type == "cuda" else _nothing
+    finish = partial(torch.cuda.synchronize, place) if place.type == "cuda" else _nothing
     with _task_threads(), exact_products(), torch.inference_mode():
         return {
             library: tuple(

@@ -101,8 +101,8 @@ class BatchRunner:
     def finish(self, started: StartedPairs) -> PairErrors:
         """Fetch what is on the device; returns the pairs that do not fit even alone.
 
-        All batches are fetched at once. Where there is no memory for that, one after the other: then a batch that
-        fails is known, and is started again in smaller ones.
+        All batches are fetched at once. Where there is no memory for that, one after the other: then those that fail
+        are known, and are started again together, in smaller ones.
         """
         while started.batches:
             try:
@@ -111,8 +111,7 @@ class BatchRunner:
             except OutOfMemoryError:
                 lost = self._fetch_singly(started)
                 started.batches.clear()
-                for rows, error in lost:
-                    self._start(started, self._smaller(started, rows, [], error))
+                self._start(started, self._smaller(started, lost, []))
         return started.errors
 
     def _start(self, started: StartedPairs, planned: Sequence[PlannedBatch]) -> None:
@@ -124,7 +123,7 @@ class BatchRunner:
                 packed = batch.packed or PackedBatch(*started.pairs.assemble(batch.rows))
                 started.batches.append(StartedBatch(batch.rows, self.backend.start(packed)))
             except OutOfMemoryError as error:
-                left = self._smaller(started, batch.rows, left, error)
+                left = self._smaller(started, [(batch.rows, error)], left)
             else:
                 tokens += len(packed.token_ids)
                 if tokens > _MOST_TOKENS:
@@ -146,20 +145,28 @@ class BatchRunner:
         return lost
 
     def _smaller(
-        self, started: StartedPairs, rows: RowNumbers, left: list[PlannedBatch], error: OutOfMemoryError
+        self,
+        started: StartedPairs,
+        lost: Sequence[tuple[RowNumbers, OutOfMemoryError]],
+        left: list[PlannedBatch],
     ) -> list[PlannedBatch]:
-        """What to start where the batch `rows` did not fit: it and all that is left, planned anew under half the
-        budget. A single pair that does not fit becomes an error instead.
+        """What to start where the batches `lost` did not fit: they and all that is left, planned anew under half the
+        budget. It is halved once, however many were lost: all of them were tried under the same one. A single pair that
+        does not fit becomes an error instead.
         """
         lengths = started.pairs.lengths
-        if len(rows) == 1:
-            detail = f"{lengths[rows[0]]} tokens do not fit into the memory of {self.backend.device}: {error}"
-            started.errors[int(rows[0])] = (Reason.OUT_OF_MEMORY, detail)
+        for rows, error in lost:
+            if len(rows) == 1:
+                detail = (
+                    f"{lengths[rows[0]]} tokens do not fit into the memory of {self.backend.device}: {error}"
+                )
+                started.errors[int(rows[0])] = (Reason.OUT_OF_MEMORY, detail)
+        several = [rows for rows, _ in lost if len(rows) > 1]
+        if not several:
             return left
-        self._halve(batch_cost(lengths[rows], self.backend.layout))
-        return self._plan(
-            started.pairs, np.concatenate([rows, *(batch.rows for batch in left)]), self.max_tokens
-        )
+        self._halve(max(batch_cost(lengths[rows], self.backend.layout) for rows in several))
+        again = np.concatenate([*several, *(batch.rows for batch in left)])
+        return self._plan(started.pairs, again, self.max_tokens)
 
     def _plan(self, pairs: CutPairs, rows: RowNumbers, max_tokens: int) -> list[PlannedBatch]:
         """Batches in reverse, so that the longest, which need the most memory, are popped first."""
@@ -167,7 +174,10 @@ class BatchRunner:
         return [PlannedBatch(rows[batch]) for batch in reversed(planned)]
 
     def _halve(self, tokens_tried: int) -> None:
-        self.max_tokens = max(1, min(self.max_tokens, tokens_tried) // 2)
+        """Halve the budget, unless it has been lowered since it allowed a batch of so many tokens."""
+        if tokens_tried > self.max_tokens:
+            return
+        self.max_tokens = max(1, tokens_tried // 2)
         self.halvings += 1
         device = self.backend.device
         _log.warning("out of memory on %s: batches now have at most %d tokens", device, self.max_tokens)

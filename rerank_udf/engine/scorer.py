@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from rerank_udf.encoding import TextCache, tokenizer_threads
+from rerank_udf.engine.ahead import Ahead, Part
 from rerank_udf.engine.backend import Backend
 from rerank_udf.engine.runner import BatchRunner, Logits, PreparedPairs, StartedPairs
 from rerank_udf.errors import InputError, ModelError, PairError
 from rerank_udf.machine import task_threads
-from rerank_udf.packing import WINDOW_PAIRS
+from rerank_udf.packing import FIRST_PAIRS, WINDOW_PAIRS, part_edges, part_sizes
 from rerank_udf.tables import Reason
 from rerank_udf.texts import PairErrors, TextColumn, Texts, text_columns
 from rerank_udf.tokens import CutPairs, PairTokenizer
@@ -27,8 +28,7 @@ _log = logging.getLogger(__name__)
 PreparedT = TypeVar("PreparedT")
 WindowT = TypeVar("WindowT")
 Prepare: TypeAlias = Callable[[TextColumn, TextColumn], PreparedT]
-
-_WINDOWS_AHEAD = 2
+ColumnsOf: TypeAlias = Callable[[WindowT], tuple[TextColumn, TextColumn]]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,10 @@ class Engine(Protocol):
     @property
     def overlaps(self) -> bool:
         """Whether preparing a window on a thread beside the device gains time."""
+
+    @property
+    def queues(self) -> bool:
+        """Whether `start` returns before the device is done, and `finish` waits for what it is given alone."""
 
     def preparation(self) -> Prepare[Any]:
         """A function for the windows of one stream: everything before the device, on any one thread.
@@ -128,80 +132,118 @@ class Scorer:
 
         Many pairs are scored in windows, as by `stream`.
         """
-        prepare, columns = self._engine.preparation(), text_columns(queries, passages)
+        columns = text_columns(queries, passages)
         count = len(columns[0].codes)
-        if count <= WINDOW_PAIRS or not self._engine.overlaps:
+        at_once = FIRST_PAIRS if self._engine.queues else WINDOW_PAIRS
+        if count <= at_once or not self._engine.overlaps:
+            prepare = self._engine.preparation()
             return self._engine.finish(self._engine.start(prepare(*columns)))
-        starts = iter(range(0, count, WINDOW_PAIRS))
 
-        def prepared(start: int) -> Any:
-            return prepare(*(column.rows(start, start + WINDOW_PAIRS) for column in columns))
+        def window_from(start: int) -> tuple[TextColumn, TextColumn]:
+            queries, passages = (column.rows(start, start + WINDOW_PAIRS) for column in columns)
+            return queries, passages
 
-        return _joined(list(self._overlapped(starts, prepared)))
+        return _joined(list(self._overlapped(iter(range(0, count, WINDOW_PAIRS)), window_from)))
 
     def stream(self, pairs: Iterable[tuple[Texts, Texts]]) -> Iterator[ScoredPairs]:
         """As `score_pairs` for each (queries, passages) of an iterable, in order.
 
-        For windows of a few thousand pairs: a text is tokenised once for all windows, and the next windows are
-        tokenised on a second thread while one is on the device. `pairs` is read on the caller's thread, up to two
-        elements ahead of the results. What reading or preparing an element raises is raised in that element's place.
+        For windows of a few thousand pairs: a text is tokenised once for all windows, and what comes next is tokenised
+        on a second thread while something is on the device. `pairs` is read on the caller's thread, up to two elements
+        ahead of the results. What reading or preparing an element raises is raised in that element's place.
         """
-        prepare = self._engine.preparation()
-
-        def prepared(window: tuple[Texts, Texts]) -> Any:
-            return prepare(*text_columns(*window))
-
         if self._engine.overlaps:
-            yield from self._overlapped(iter(pairs), prepared)
+            yield from self._overlapped(iter(pairs), lambda window: text_columns(*window))
         else:
+            prepare = self._engine.preparation()
             for window in pairs:
-                yield self._engine.finish(self._engine.start(prepared(window)))
+                yield self._engine.finish(self._engine.start(prepare(*text_columns(*window))))
 
     def _overlapped(
-        self, windows: Iterator[WindowT], prepared: Callable[[WindowT], Any]
+        self, windows: Iterator[WindowT], columns_of: ColumnsOf[WindowT]
     ) -> Iterator[ScoredPairs]:
-        """One window on the device, the next ones being prepared.
+        """One part of a window on the device, the next ones being prepared.
 
-        A window is read after another was started, so that a device with a queue never waits for the reader; and one
-        more is prepared before that, so that a device without, whose `start` computes, has it beside itself too.
+        A device with a queue is given a part before the one before it is waited for, and so has no gap between two.
+        An error waits for its turn like a part: what was started before it is finished first.
         """
-        ahead: deque[Future[Any]] = deque()
-        pool = ThreadPoolExecutor(1, thread_name_prefix="rerank-udf-prepare")
+        most_waiting = 1 if self._engine.queues else 0
+        on_device: deque[Part] = deque()
+        scored: list[ScoredPairs] = []
+        ahead = Ahead(windows, self._parts_of(columns_of))
         try:
-            for _ in range(_WINDOWS_AHEAD):
-                _read_ahead(ahead, windows, pool, prepared)
-            while ahead:
-                started = self._engine.start(ahead.popleft().result())
-                _read_ahead(ahead, windows, pool, prepared)
-                yield self._engine.finish(started)
+            for part in self._started(ahead):
+                on_device.append(part)
+                if len(on_device) > most_waiting:
+                    yield from self._finished(on_device.popleft(), scored)
+            while on_device:
+                yield from self._finished(on_device.popleft(), scored)
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            ahead.close()
+
+    def _parts_of(self, columns_of: ColumnsOf[WindowT]) -> Callable[[WindowT], Iterator[Part]]:
+        """Prepares the windows of one stream: each whole, or for a device with a queue in parts that grow.
+
+        A window's texts become columns as a whole in either case: errors name a place in the window.
+        """
+        prepare = self._engine.preparation()
+        sizes = part_sizes() if self._engine.queues else None
+
+        def parts(window: WindowT) -> Iterator[Part]:
+            columns = columns_of(window)
+            pairs = len(columns[0].codes)
+            edges = [0, pairs] if sizes is None else part_edges(pairs, sizes)
+            count = len(edges) - 1
+            for number, (start, stop) in enumerate(pairwise(edges)):
+                texts = columns if count == 1 else [column.rows(start, stop) for column in columns]
+                yield Part(prepare(*texts), number, count)
+
+        return parts
+
+    def _started(self, ahead: Ahead[Any]) -> Iterator[Part]:
+        """Start each part; an error is the last.
+
+        A window is read when something was started, so that a device with a queue never waits for the reader, and
+        early enough for the preparing thread to have work meanwhile. A device without a queue computes in `start`: one
+        more window is prepared before that, and so beside it.
+        """
+        for _ in range(1 if self._engine.queues else 2):
+            ahead.read()
+        for part in ahead.parts():
+            started = self._start(part)
+            if started.error is None and part.is_last_but_one:
+                ahead.read()
+            yield started
+            if started.error is not None:
+                return
+
+    def _start(self, part: Part) -> Part:
+        if part.error is not None:
+            return part
+        try:
+            return replace(part, content=self._engine.start(part.content))
+        except Exception as error:
+            return Part(None, error=error)
+
+    def _finished(self, part: Part, scored: list[ScoredPairs]) -> Iterator[ScoredPairs]:
+        """Wait for a part, and collect it in `scored`; its window's result where it is the last of it."""
+        if part.error is not None:
+            raise part.error
+        scored.append(self._engine.finish(part.content))
+        if part.is_last:
+            window = _joined(scored)
+            scored.clear()
+            yield window
 
     def describe(self) -> dict[str, Any]:
         """Everything a report wants to know about this scorer: plain values, ready for JSON."""
         return {**self._facts, "model_key": self.model_key, **self._engine.describe()}
 
 
-def _read_ahead(
-    ahead: deque[Future[Any]],
-    windows: Iterator[WindowT],
-    pool: ThreadPoolExecutor,
-    prepared: Callable[[WindowT], Any],
-) -> None:
-    """Append the next window's preparation, or the error that reading it raised; nothing at the end."""
-    try:
-        window = next(windows)
-    except StopIteration:
-        return
-    except Exception as error:  # raised where its result would be: those before it are not lost
-        ahead.append(Future())
-        ahead[-1].set_exception(error)
-    else:
-        ahead.append(pool.submit(prepared, window))
-
-
 def _joined(parts: Sequence[ScoredPairs]) -> ScoredPairs:
     """One after the other."""
+    if len(parts) == 1:
+        return parts[0]
     starts = np.cumsum([0, *(len(part.logits) for part in parts)])
     return ScoredPairs(
         np.concatenate([part.logits for part in parts]),
@@ -232,7 +274,12 @@ class ModelEngine:
     @property
     def overlaps(self) -> bool:
         """See `Engine`. On a single core a second thread could only take turns with the model."""
-        return self.backend.device != "cpu" or task_threads() > 1
+        return self.queues or task_threads() > 1
+
+    @property
+    def queues(self) -> bool:
+        """See `Engine`."""
+        return self.backend.device != "cpu"
 
     def preparation(self) -> Prepare[PreparedPairs]:
         """See `Engine`."""

@@ -21,7 +21,20 @@ _TOKENS_PER_MULTIPROCESSOR = 128
 _WIDE = 1024  # the hidden size at which so many tokens keep a multiprocessor busy
 _SLACK = 1.25  # temporary tensors, and what the allocator cannot use
 _USABLE_MEMORY = 0.9
-_FULL_HOST = ("can't allocate memory", "not enough memory")
+# torch.backends.cuda.matmul's switches; the last came with torch 2.7
+_INEXACT = (
+    "allow_fp16_reduced_precision_reduction",
+    "allow_bf16_reduced_precision_reduction",
+    "allow_fp16_accumulation",
+)
+# What a plain RuntimeError says of the host's memory; of the device's where a library other than torch's allocator
+# asked for it
+_FULL = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def torch_device(device: str) -> torch.device:
@@ -30,9 +43,19 @@ def torch_device(device: str) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(
-            f"device is {device}, but this torch ({torch.__version__}) sees no CUDA device; use cpu"
+            f"device is {device}, but this torch ({torch.__version__}) sees no CUDA device: {_why_no_cuda()}; mend "
+            "the driver or take a torch that was built for it, or set device: cpu"
         )
     return torch.device(device)
+
+
+def _why_no_cuda() -> str:
+    """torch's own words: a driver that is absent or too old, say. Only asking for CUDA makes it tell."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (AssertionError, RuntimeError) as error:
+        return str(error).split("\n")[0].rstrip(".")
+    return "it does not say why"
 
 
 def device_name(device: torch.device) -> str:
@@ -67,18 +90,15 @@ def bytes_per_token(architecture: Architecture, precision: str) -> float:
 def exact_products() -> Iterator[None]:
     """No TF32 in float32, no 16-bit sums in 16 bits: while a batch runs, then as the caller had it."""
     matmul = torch.backends.cuda.matmul
-    before = (
-        matmul.allow_fp16_reduced_precision_reduction,
-        matmul.allow_bf16_reduced_precision_reduction,
-    )
-    matmul.allow_fp16_reduced_precision_reduction = False
-    matmul.allow_bf16_reduced_precision_reduction = False
+    before = {name: getattr(matmul, name) for name in _INEXACT if hasattr(matmul, name)}
+    for name in before:
+        setattr(matmul, name, False)
     try:
         with _no_tf32():
             yield
     finally:
-        matmul.allow_fp16_reduced_precision_reduction = before[0]
-        matmul.allow_bf16_reduced_precision_reduction = before[1]
+        for name, allowed in before.items():
+            setattr(matmul, name, allowed)
 
 
 @contextlib.contextmanager
@@ -119,11 +139,16 @@ def memory_errors(device: torch.device) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_full(error):
+            raise
         if device.type == "cuda":
             torch.cuda.empty_cache()  # smaller blocks are asked for next
         raise OutOfMemoryError(str(error).split("\n")[0]) from error
-    except RuntimeError as error:
-        if any(words in str(error) for words in _FULL_HOST):
-            raise OutOfMemoryError(str(error).split("\n")[0]) from error
-        raise
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that the host's or the device's memory is full."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
+    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -24,13 +26,20 @@ from rerank_udf.engine.doctor import DoctorReport, examine, host, show, speed
 from rerank_udf.engine.doctor.exactness import Inputs, check, judge, logits_of
 from rerank_udf.engine.doctor.host import device_facts, has_code_for, installed_versions, visible_devices
 from rerank_udf.engine.doctor.report import Answer, ClusterReport
-from rerank_udf.engine.doctor.samples import check_lengths, random_sequences, real_pairs, write_long_model
+from rerank_udf.engine.doctor.samples import (
+    check_lengths,
+    demo_texts,
+    random_sequences,
+    real_pairs,
+    write_long_model,
+)
+from rerank_udf.engine.doctor.speed import measure_tokenizer
 from rerank_udf.engine.packed import PackedBackend
 from rerank_udf.engine.padded import PaddedBackend
 from rerank_udf.engine.scorer import ModelEngine, Scorer
 from rerank_udf.errors import ConfigError
 from rerank_udf.models.checkpoint import read_architecture, read_json
-from rerank_udf.tokens import PairTokenizer
+from rerank_udf.tokens import PairTokenizer, read_tokenizer
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -355,6 +364,42 @@ def test_versions_name_what_is_installed():
     assert found["torch"] == torch.__version__
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert "flash-attn" not in found
+
+
+def test_the_tokeniser_is_timed_as_if_each_text_was_new(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it remembers is dropped before each pass, and a pass is a call with all of a task's threads."""
+    log: list[str] = []
+    real = read_tokenizer(folder / "tokenizer.json")
+
+    class Model:
+        def _clear_cache(self) -> None:
+            log.append("forget")
+
+    class Timed:
+        model = Model()
+
+        def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> Any:
+            log.append(f"encode {len(texts)}")
+            return real.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+    clock = itertools.count(0.0, 0.5)
+    monkeypatch.setattr(speed, "TOKENIZER_SECONDS", 1.0)
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(speed, "read_tokenizer", lambda _path: Timed())
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    monkeypatch.setenv("RAYON_NUM_THREADS", "4")
+    found = measure_tokenizer(folder / "tokenizer.json", 1000.0)
+    texts = demo_texts()
+    assert log == ["forget", f"encode {len(texts)}"] * 2, "half a second each"
+    tokens = 2 * sum(len(one) for one in real.encode_batch(texts, add_special_tokens=False))
+    assert (found.texts, found.threads) == (len(texts), 4)
+    assert found.tokens_per_second_per_core == pytest.approx(tokens / 4)
+    assert found.cores_needed[10] == pytest.approx(1000 / (tokens / 4) / 10)
 
 
 # --- the whole of it ----------------------------------------------------------------------------------------------

@@ -5,14 +5,16 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rerank_udf import engine, load_scorer
-from rerank_udf.engine import resolve_scorer
+from rerank_udf.engine import capability, resolve_scorer
 from rerank_udf.errors import ConfigError, ModelError
 from rerank_udf.models import resolve_model
 
@@ -116,3 +118,39 @@ def test_settings_are_checked_before_anything_is_loaded(
 ) -> None:
     with pytest.raises(error, match=sentence):
         resolve_scorer(tiny_bert, **settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_a_card_that_torch_cannot_use_is_no_reason_to_score_on_the_processor(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """A device file and a torch for CUDA are there; that the driver is too old, only torch finds out."""
+
+    def too_old() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040). Please update")
+
+    monkeypatch.setattr(capability, "_sees_cuda_device", lambda: True)
+    monkeypatch.setattr(torch.cuda, "init", too_old)
+    plan = resolve_scorer(tiny_bert, precision=precision)
+    assert (plan.device, plan.precision) == ("auto", {"auto": "float16"}.get(precision, precision))
+    with pytest.raises(ModelError, match=r"driver on your system is too old \(found .*; .*set device: cpu$"):
+        plan.load()
+    assert replace(plan, device="cpu", precision="float32").load().describe()["device"] == "cpu"
+
+
+def test_a_plan_for_a_card_is_loaded_as_a_card(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Backend:
+        def __init__(self, folder: Path, *, precision: str, device: str) -> None:
+            asked.append((precision, device))
+
+        def token_budget(self) -> int:
+            return 1
+
+    monkeypatch.setattr(capability, "_sees_cuda_device", lambda: True)
+    monkeypatch.setattr("rerank_udf.engine.packed.PackedBackend", Backend)
+    for device in ("auto", "cuda", "cuda:1"):
+        resolve_scorer(tiny_bert, device=device).load()
+    assert asked == [("float16", "cuda"), ("float16", "cuda"), ("float16", "cuda:1")]

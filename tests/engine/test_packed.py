@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +223,39 @@ def test_batches_that_were_started_finish_in_one_piece(folder: Path) -> None:
     np.testing.assert_array_equal(together, np.concatenate([logits(backend, batch) for batch in batches]))
 
 
+def test_a_card_copies_back_on_a_stream_that_waits_for_what_is_fetched_alone(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+
+    class Stream:
+        def record_event(self) -> str:
+            log.append("started")
+            return f"event {log.count('started')}"
+
+        def wait_event(self, event: str) -> None:
+            log.append(f"wait for {event}")
+
+    @contextlib.contextmanager
+    def on(_stream: Stream) -> Iterator[None]:
+        log.append("aside")
+        yield
+        log.append("back")
+
+    backend = backend_of(tiny_bert)
+    batches = [make_batch(tiny_bert, lengths) for lengths in ([5, 3], [9], [7, 7, 2])]
+    expected = np.concatenate([logits(backend, batch) for batch in batches[:2]])
+    monkeypatch.setattr(backend, "_back", Stream())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    join = torch.cat
+    monkeypatch.setattr(torch, "cat", lambda tensors: log.append("join") or join(tensors))
+    first, second, _ = [backend.start(batch) for batch in batches]
+    log.clear()
+    np.testing.assert_array_equal(backend.finish([first, second]), expected)
+    assert log == ["aside", "wait for event 1", "wait for event 2", "join", "back"]
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_the_last_layer_and_the_head_stay_in_float32(tmp_path: Path, precision: str) -> None:
     backend = backend_of(write_model(tmp_path, xlmr_config()), precision)
@@ -260,6 +295,8 @@ def test_what_overflows_in_float16_is_not_finite_and_finite_in_float32(tmp_path:
         RuntimeError(
             "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"
         ),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
 def test_a_full_memory_is_told_from_other_errors(
@@ -399,8 +436,17 @@ def test_the_check_allows_for_rounding(precision: str) -> None:
     check_attend(attend_equal_lengths, 4, 64, torch_runtime.DTYPES[precision], CPU)
 
 
-def test_a_full_memory_is_no_reason_for_another_kernel(tiny_bert: Path, candidates: dict[str, Any]) -> None:
-    candidates["large"] = failing(torch.OutOfMemoryError("CUDA out of memory"))
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_full_memory_is_no_reason_for_another_kernel(
+    tiny_bert: Path, candidates: dict[str, Any], error: Exception
+) -> None:
+    candidates["large"] = failing(error)
     with pytest.raises(ModelError, match="do not fit"):
         backend_of(tiny_bert)
 

@@ -207,9 +207,37 @@ def test_products_are_exact_while_a_batch_runs_and_as_before_afterwards() -> Non
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "allow_fp16_accumulation"), reason="torch before 2.7"
+)
+def test_sums_are_not_in_16_bits_though_the_process_may_have_allowed_it() -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_fp16_accumulation
+    try:
+        for allowed in (True, False):
+            matmul.allow_fp16_accumulation = allowed
+            with exact_products():
+                assert not matmul.allow_fp16_accumulation
+            assert matmul.allow_fp16_accumulation is allowed
+    finally:
+        matmul.allow_fp16_accumulation = before
+
+
+def test_an_older_torch_has_fewer_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Older:
+        allow_fp16_reduced_precision_reduction = True
+        allow_bf16_reduced_precision_reduction = True
+
+    monkeypatch.setattr(torch.backends.cuda, "matmul", Older)
+    with exact_products():
+        assert not Older.allow_fp16_reduced_precision_reduction
+    assert Older.allow_bf16_reduced_precision_reduction
+    assert not hasattr(Older, "allow_fp16_accumulation")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_cuda_that_is_not_there_is_a_model_error() -> None:
-    with pytest.raises(ModelError, match="sees no CUDA device; use cpu"):
+    with pytest.raises(ModelError, match=r"sees no CUDA device: .*; mend the driver .*, or set device: cpu"):
         torch_device("cuda")
 
 

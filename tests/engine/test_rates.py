@@ -89,6 +89,18 @@ def test_the_faster_library_counts_for_each_shape_and_the_shapes_by_their_flops(
     assert matrix_product_rate("float32", "cpu", tiny()) == pytest.approx(8192 / seconds)
 
 
+def test_the_card_that_is_measured_is_the_one_that_is_waited_for(monkeypatch):
+    """Without a device torch would wait for card 0, and make itself at home on it."""
+    card, waited_for = torch.device("cuda:1"), []
+    monkeypatch.setattr(rates, "SECONDS_PER_PRODUCT", 1e-9)
+    monkeypatch.setattr(rates, "_CHUNK_SECONDS", 1e-9)
+    monkeypatch.setattr(rates, "torch_device", torch.device)
+    monkeypatch.setattr(rates, "_torch_product", lambda *_: int)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited_for.append(device))
+    assert set(product_rates("float16", "cuda:1", tiny())) == {"torch"}
+    assert set(waited_for) == {card}
+
+
 def test_a_precision_that_nothing_here_has_is_told(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match="no library here multiplies matrices in int8 on cpu"):

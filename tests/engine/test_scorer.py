@@ -206,6 +206,18 @@ def test_out_of_memory_at_the_end_starts_only_what_failed_again(tokenizer: PairT
     assert model.describe()["max_tokens_per_batch"] <= 60
 
 
+@pytest.mark.parametrize(("fetched", "budget", "halvings"), [(20, 20, 1), (10, 10, 2)])
+def test_many_batches_that_cannot_be_fetched_halve_the_budget_once_a_round(
+    tokenizer: PairTokenizer, fetched: int, budget: int, halvings: int
+) -> None:
+    """All of them were tried under one budget: how many they are says nothing about how large they may be."""
+    queries, passages = ["a"] * 128, ["b"] * 128  # five tokens a pair: 16 batches
+    model = scorer(tokenizer, SumBackend(fetched=fetched, layout="packed"), budget=40)
+    assert model.logits(queries, passages).tolist() == expected(tokenizer, queries, passages)
+    facts = model.describe()
+    assert (facts["max_tokens_per_batch"], facts["out_of_memory_halvings"]) == (budget, halvings)
+
+
 @pytest.mark.parametrize("where", ["memory", "fetched"])
 def test_a_pair_that_does_not_fit_alone_is_an_error_and_the_others_are_scored(
     tokenizer: PairTokenizer, where: str

@@ -71,18 +71,27 @@ def joined(parts: list[ScoredPairs]) -> tuple[Any, ...]:
 @given(
     windows=WINDOWS,
     threads=st.integers(1, 2),
+    device=st.sampled_from(["cpu", "cuda:0"]),
     memory=st.sampled_from([10**9, 90]),
     budget=st.integers(30, 300),
 )
 def test_a_stream_gives_what_one_call_gives(
-    tokenizer: PairTokenizer, windows: list[list[tuple[Any, Any]]], threads: int, memory: int, budget: int
+    tokenizer: PairTokenizer,
+    windows: list[list[tuple[Any, Any]]],
+    threads: int,
+    device: str,
+    memory: int,
+    budget: int,
 ) -> None:
     once = scorer(tokenizer, SumBackend(), budget).score_pairs(
         *sides([pair for window in windows for pair in window])
     )
     backend = SumBackend("float16", memory, lambda total: total % 3 == 0, SumBackend())
+    backend.device = device
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RERANK_UDF_THREADS", str(threads))
+        patch.setattr("rerank_udf.packing.FIRST_PAIRS", 2)
+        patch.setattr("rerank_udf.packing.MOST_PART_PAIRS", 4)
         streamed = list(scorer(tokenizer, backend, budget).stream(map(sides, windows)))
     assert [len(part.logits) for part in streamed] == [len(window) for window in windows]
     np.testing.assert_equal(joined(streamed), joined([once]))
@@ -244,9 +253,10 @@ FAILING = [
 ]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 @pytest.mark.parametrize(("windows", "error", "sentence"), FAILING, ids=["reading", "preparing", "computing"])
 def test_an_error_is_raised_in_its_windows_place(
-    tokenizer: PairTokenizer, cores: int, windows: Any, error: type[Exception], sentence: str
+    tokenizer: PairTokenizer, cores: int, windows: Any, error: type[Exception], sentence: str, device: str
 ) -> None:
     long = int(tokenizer.encode(["a"], ["boom"]).lengths[0])
 
@@ -256,7 +266,9 @@ def test_an_error_is_raised_in_its_windows_place(
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
             return super().start(batch)
 
-    results = scorer(tokenizer, Breaking()).stream(windows())
+    backend = Breaking()
+    backend.device = device
+    results = scorer(tokenizer, backend).stream(windows())
     assert next(results).logits.tolist() == expected(tokenizer, ["a"], ["b"])
     with pytest.raises(error, match=sentence):
         next(results)
@@ -290,7 +302,7 @@ def test_a_stream_that_is_closed_waits_for_the_window_in_hand_and_drops_the_rest
             gate.set()
             super().shutdown(wait)
 
-    monkeypatch.setattr("rerank_udf.engine.scorer.ThreadPoolExecutor", Pool)
+    monkeypatch.setattr("rerank_udf.engine.ahead.ThreadPoolExecutor", Pool)
     windows = [(["a"], [passage]) for passage in ("first", "second", "third")]
     results = counted_scorer(counting, SumBackend()).stream(windows)
     next(results)

@@ -126,6 +126,50 @@ def test_the_host_waits_for_nothing_between_two_batches(tiny_xlmr: Path, precisi
     np.testing.assert_allclose(backend.finish(started), np.tile(expected, 3), atol=1e-5)
 
 
+def test_the_next_batch_is_not_waited_for(tiny_xlmr: Path) -> None:
+    """The device is kept busy before the second batch, longer each time: once the first must have come back by then.
+
+    A host that was slow may find the second one done too. If the first one waited for it, it always would be.
+    """
+    backend = PackedBackend(tiny_xlmr, precision="float32", device="cuda")
+    batches = [random_sequences(backend.architecture, lengths) for lengths in ([300, 41, 7], [200, 5])]
+    expected = [backend.finish([backend.start(batch)]) for batch in batches]
+    for cycles in (10**9, 10**10, 5 * 10**10):  # half a second, and up to half a minute
+        first = backend.start(batches[0])
+        torch.cuda._sleep(cycles)
+        second = backend.start(batches[1])
+        found = backend.finish([first])
+        assert second.done is not None
+        overtaken = not second.done.query()
+        np.testing.assert_allclose(found, expected[0], atol=1e-5)
+        np.testing.assert_allclose(backend.finish([second]), expected[1], atol=1e-5)
+        if overtaken:
+            return
+    pytest.fail("the first batch came back only when the second was done")
+
+
+def test_a_stream_in_many_parts_has_the_processors_logits(
+    tiny_xlmr: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part's logits are read while the next part computes, and takes what memory it finds free."""
+    monkeypatch.setattr("rerank_udf.packing.FIRST_PAIRS", 4)
+    monkeypatch.setattr("rerank_udf.packing.MOST_PART_PAIRS", 16)
+    windows = [
+        (
+            [f"{QUERIES[0]} {n % 7}" for n in range(pairs)],
+            [f"{PASSAGES[0][: 9 * n]} {n}" for n in range(pairs)],
+        )
+        for pairs in (150, 1, 90, 0, 200)
+    ]
+    card, processor = (
+        load_scorer(tiny_xlmr, precision="float32", device=device, max_tokens_per_batch=2000)
+        for device in ("cuda", "cpu")
+    )
+    for found, expected in zip(card.stream(windows), processor.stream(windows), strict=True):
+        np.testing.assert_allclose(found.logits, expected.logits, atol=1e-4, rtol=0)
+        np.testing.assert_array_equal(found.tokens, expected.tokens)
+
+
 def test_the_doctor_finds_this_card_fit(tiny_xlmr: Path) -> None:
     report = examine(resolve_scorer(tiny_xlmr, precision="float16", device="cuda"))
     assert report.passed, report.failures

@@ -93,7 +93,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class TokenizerSpeed:
-    """`tokens_per_second_per_core` on the demo's texts, tokenised one by one.
+    """`tokens_per_second_per_core` on the demo's texts, in a call with so many `threads` that was divided by them.
 
     `cores_needed`: pairs that share a passage → cores that tokenise as fast as the device scores, each distinct
     passage being tokenised once.
@@ -101,6 +101,7 @@ class TokenizerSpeed:
 
     tokens_per_second_per_core: float
     texts: int
+    threads: int
     cores_needed: dict[int, float]
 
 
