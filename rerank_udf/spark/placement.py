@@ -38,7 +38,10 @@ EXECUTOR_GPUS = "spark.executor.resource.gpu.amount"
 TASK_CPUS = "spark.task.cpus"
 TASK_GPUS = "spark.task.resource.gpu.amount"
 _DATABRICKS = "spark.databricks.clusterUsageTags.clusterId"
+# A local property of scoring jobs: cores of each task, where Spark's own number is not that
+TASK_CORES = "rerank_udf.task.cores"
 _THREADS = "RERANK_UDF_THREADS"
+_cores_told: str | None = None
 _GPU = "gpu"
 _FIRST_WITH_PROFILE = (4, 0)
 # Where an executor without spark.executor.cores takes all cores of its worker; YARN and Kubernetes give it one.
@@ -187,9 +190,17 @@ def assigned_addresses(context: TaskContext | None) -> tuple[str, ...]:
 
 
 def _use_task_cores(context: TaskContext | None) -> None:
-    """Let the engine use the cores that a profile gave the task: OMP_NUM_THREADS is spark.task.cpus all the same."""
-    if context is not None and _THREADS not in os.environ and context.cpus() > task_threads():
-        os.environ[_THREADS] = str(context.cpus())
+    """Let the engine use the cores that a profile, or a local job, gave the task.
+
+    OMP_NUM_THREADS is spark.task.cpus all the same. What the environment says is left alone, but for what this told an
+    earlier task.
+    """
+    global _cores_told
+    if context is None or os.environ.get(_THREADS) not in (None, _cores_told):
+        return
+    cores = max(context.cpus(), int(context.getLocalProperty(TASK_CORES) or 0))
+    if _cores_told is not None or cores > task_threads():
+        os.environ[_THREADS] = _cores_told = str(cores)
 
 
 def _devices(plan: Loadable, addresses: Sequence[str]) -> list[leases.Device]:

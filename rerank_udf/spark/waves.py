@@ -25,9 +25,10 @@ from pyspark.sql import functions as F
 from rerank_udf import tables
 from rerank_udf.errors import RerankError
 from rerank_udf.lake import files
+from rerank_udf.machine import available_cores
 from rerank_udf.spark.adoption import finished_files, read_scored
 from rerank_udf.spark.cautious import Attempts
-from rerank_udf.spark.placement import scoring_slots
+from rerank_udf.spark.placement import TASK_CORES, scoring_slots
 from rerank_udf.spark.progress import ScoringProgress
 from rerank_udf.spark.scoring import Loadable, co_partitioned, scored
 from rerank_udf.spark.staging import BUCKET, PLACE, StagedPairs
@@ -151,6 +152,9 @@ class Scoring:
         for number in range(_MOST_ROUNDS):
             place = f"{self.folder}/{wave.name}" + (f"-{number}" if number else "")
             self.spark.sparkContext.setJobGroup(self.run_id, f"rerank_udf: score {wave.name}", False)
+            if self.most_tasks:  # a local master gives each task one core, and the others would idle
+                cores = max(1, available_cores() // self.most_tasks)
+                self.spark.sparkContext.setLocalProperty(TASK_CORES, str(cores))
             try:
                 self._write(wave, tasks, place, self._attempts(wave, number * attempts_a_job, died))
                 seconds = monotonic() - begun

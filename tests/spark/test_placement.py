@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from pyspark.sql import SparkSession
 from rerank_udf.engine import leases, resolve_scorer
 from rerank_udf.engine.leases import Device
 from rerank_udf.errors import ModelError
+from rerank_udf.machine import task_threads
 from rerank_udf.models import resolve_model
 from rerank_udf.spark import placement
 from rerank_udf.spark.placement import (
@@ -145,6 +147,25 @@ def test_most_tasks_of_a_local_master_are_its_devices(spark, node, hash_model, m
     assert most_local_tasks(spark, plan) == 2
     monkeypatch.delenv(leases.FAKE_VARIABLE)
     assert most_local_tasks(spark, plan) is None
+
+
+def test_a_task_has_the_cores_that_its_job_says_and_a_users_own_number_stands(monkeypatch):
+    for name in ("RERANK_UDF_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # spark.task.cpus
+    monkeypatch.setattr(placement, "_cores_told", None)
+    told = []
+    for cpus, of_job in ((1, None), (1, "6"), (8, "2"), (1, None)):
+        context = SimpleNamespace(
+            cpus=lambda cpus=cpus: cpus, getLocalProperty=lambda name, of_job=of_job: of_job
+        )
+        placement._use_task_cores(context)
+        told.append(task_threads())
+    assert told == [1, 6, 8, 1]
+    monkeypatch.setattr(placement, "_cores_told", None)
+    monkeypatch.setenv("RERANK_UDF_THREADS", "3")
+    placement._use_task_cores(context)
+    assert task_threads() == 3
 
 
 CARDS = [Device("GPU-a", "cuda:0", ("4",)), Device("GPU-b", "cuda:1", ("5",))]
