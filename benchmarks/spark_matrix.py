@@ -27,6 +27,9 @@ TESTS = (
     "tests/spark/test_udf.py",
     "tests/spark/test_evaluate_tables.py",
     "tests/spark/test_lake.py",
+    "tests/spark/test_notes.py",
+    "tests/spark/test_waves.py",
+    "tests/spark/test_placement.py",
 )
 _SUMMARY = re.compile(r"^=*\s*(\d+ (?:passed|failed|error|skipped|deselected).*?)\s*=*$")
 

@@ -210,7 +210,7 @@ def test_killed_at_any_moment_the_next_run_ends_as_if_nothing_had_been(
         with world.witness() as witness, Phases(world) as phases, world.start("killed", **start) as job:
             wait_until(lambda now=phases: phase in now.began or job.exit_code is not None, phase)
             sleep(share * normal.spans[phase])
-            struck = strike(job, hosts, victim, world, luck)
+            struck = strike(job, hosts, victim, phase, world, luck)
             code = job.wait()
             if struck and code != 0:
                 world.succeed("again", **start)
@@ -225,15 +225,17 @@ def test_killed_at_any_moment_the_next_run_ends_as_if_nothing_had_been(
         assert code == 0, f"the job should have gone on without this {victim}:\n{job.text}"
 
 
-def strike(job: Job, hosts: Sequence[Job], victim: str, world: World, luck: random.Random) -> list[int]:
+def strike(
+    job: Job, hosts: Sequence[Job], victim: str, phase: str, world: World, luck: random.Random
+) -> list[int]:
     """Kill the victim as soon as there is one; the pids that died, none where the job had ended before.
 
-    A Python worker, or an executor with its workers, is a victim while it scores.
+    At scoring, a Python worker, or an executor with its workers, is a victim while it scores.
     """
 
     def victims() -> list[Any]:
         found = [process for place in (job, *hosts) for process in place.find(*KINDS.get(victim, (victim,)))]
-        if victim not in TASKS_LOST:
+        if victim not in TASKS_LOST or phase != "scoring":
             return found
         busy = world.scoring_now()
         return [one for one in found if busy & {one.pid, *(child.pid for child in children_of(one))}]
