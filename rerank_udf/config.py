@@ -24,7 +24,6 @@ from rerank_udf.errors import ConfigError
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 # A part of pydantic's location that names no setting: list[str], constrained-int
 _KIND = re.compile(r"\[|^(constrained|function)-")
-_OPTIONS = "options"
 _Section = TypeVar("_Section", bound=BaseModel)
 Truncation = Literal["only_second", "longest_first"]
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # s3a://, hdfs://, dbfs:/
@@ -481,7 +480,7 @@ def _sentence(detail: Mapping[str, Any], where: str, root: type[BaseModel] | Non
     quotes = isinstance(detail["input"], (int, float)) and detail["type"] == "string_type"
     message = str(detail["msg"]).removeprefix("Input should be ")
     # a reader's options are where keys and passwords stand
-    found = type(detail["input"]).__name__ if _OPTIONS in detail["loc"] else repr(detail["input"])
+    found = type(detail["input"]).__name__ if "options" in detail["loc"] else repr(detail["input"])
     return f"{where}: expected {message}, found {found}{'; put it in quotes' if quotes else ''}"
 
 

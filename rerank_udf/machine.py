@@ -59,11 +59,17 @@ def set_tokenizer_threads() -> None:
     """
     threads = min(MOST_TOKENIZER_THREADS, max(1, task_threads() - 1))
     if os.environ.get("RAYON_NUM_THREADS", "1") == "1":
-        _tell("RAYON_NUM_THREADS", str(threads))
-    _tell("TOKENIZERS_PARALLELISM", "true" if threads > 1 else "false")
+        tell("RAYON_NUM_THREADS", str(threads))
+    tell("TOKENIZERS_PARALLELISM", "true" if threads > 1 else "false")
 
 
-def _tell(name: str, value: str) -> None:
+def has_told(name: str) -> bool:
+    """Whether a variable is what this process has set it to, at some time."""
+    return name in _told
+
+
+def tell(name: str, value: str) -> None:
+    """Set a variable of the environment, unless somebody else has."""
     if os.environ.get(name) in (None, _told.get(name)):
         os.environ[name] = _told[name] = value
 

@@ -10,7 +10,6 @@ So the address is a wish, and the lease (rerank_udf.engine.leases) decides.
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -24,7 +23,7 @@ from pyspark.sql import SparkSession
 from rerank_udf.engine import ScorerPlan, leases
 from rerank_udf.engine.capability import resolve_device
 from rerank_udf.errors import ModelError
-from rerank_udf.machine import task_threads
+from rerank_udf.machine import has_told, task_threads, tell
 from rerank_udf.models import ModelFiles
 from rerank_udf.spark.session import slots
 
@@ -41,7 +40,6 @@ _DATABRICKS = "spark.databricks.clusterUsageTags.clusterId"
 # A local property of scoring jobs: cores of each task, where Spark's own number is not that
 TASK_CORES = "rerank_udf.task.cores"
 _THREADS = "RERANK_UDF_THREADS"
-_cores_told: str | None = None
 _GPU = "gpu"
 _FIRST_WITH_PROFILE = (4, 0)
 # Where an executor without spark.executor.cores takes all cores of its worker; YARN and Kubernetes give it one.
@@ -195,12 +193,11 @@ def _use_task_cores(context: TaskContext | None) -> None:
     OMP_NUM_THREADS is spark.task.cpus all the same. What the environment says is left alone, but for what this told an
     earlier task.
     """
-    global _cores_told
-    if context is None or os.environ.get(_THREADS) not in (None, _cores_told):
+    if context is None:
         return
     cores = max(context.cpus(), int(context.getLocalProperty(TASK_CORES) or 0))
-    if _cores_told is not None or cores > task_threads():
-        os.environ[_THREADS] = _cores_told = str(cores)
+    if has_told(_THREADS) or cores > task_threads():
+        tell(_THREADS, str(cores))
 
 
 def _devices(plan: Loadable, addresses: Sequence[str]) -> list[leases.Device]:

@@ -153,7 +153,7 @@ def test_a_task_has_the_cores_that_its_job_says_and_a_users_own_number_stands(mo
     for name in ("RERANK_UDF_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # spark.task.cpus
-    monkeypatch.setattr(placement, "_cores_told", None)
+    monkeypatch.setattr("rerank_udf.machine._told", {})
     told = []
     for cpus, of_job in ((1, None), (1, "6"), (8, "2"), (1, None)):
         context = SimpleNamespace(
@@ -162,7 +162,7 @@ def test_a_task_has_the_cores_that_its_job_says_and_a_users_own_number_stands(mo
         placement._use_task_cores(context)
         told.append(task_threads())
     assert told == [1, 6, 8, 1]
-    monkeypatch.setattr(placement, "_cores_told", None)
+    monkeypatch.setattr("rerank_udf.machine._told", {})
     monkeypatch.setenv("RERANK_UDF_THREADS", "3")
     placement._use_task_cores(context)
     assert task_threads() == 3
