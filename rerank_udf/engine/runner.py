@@ -52,11 +52,13 @@ class StartedBatch:
 @dataclass(frozen=True)
 class StartedPairs:
     """n pairs on their way: `logits`, float32 (n,), of the batches that were fetched; the `batches` that are still on
-    the device; and in `errors` the pairs that did not fit into its memory."""
+    the device; the numbers of pairs for which there was no memory `beside_others`, though each was a batch by itself;
+    and in `errors` the pairs that did not fit alone either."""
 
     pairs: CutPairs
     logits: Logits
     batches: list[StartedBatch]
+    beside_others: list[int]
     errors: PairErrors
 
 
@@ -94,7 +96,7 @@ class BatchRunner:
         if planned and self.max_tokens != prepared.max_tokens:
             rows = np.concatenate([batch.rows for batch in planned])
             planned = self._plan(prepared.pairs, rows, self.max_tokens)
-        started = StartedPairs(prepared.pairs, logits, [], {})
+        started = StartedPairs(prepared.pairs, logits, [], [], {})
         self._start(started, planned)
         return started
 
@@ -102,7 +104,8 @@ class BatchRunner:
         """Fetch what is on the device; returns the pairs that do not fit even alone.
 
         All batches are fetched at once. Where there is no memory for that, one after the other: then those that fail
-        are known, and are started again together, in smaller ones.
+        are known, and are started again together, in smaller ones. Pairs that failed as batches of their own are tried
+        last, one by one with nothing of this call beside them: what failed may have been another's, or the whole queue.
         """
         while started.batches:
             try:
@@ -112,6 +115,8 @@ class BatchRunner:
                 lost = self._fetch_singly(started)
                 started.batches.clear()
                 self._start(started, self._smaller(started, lost, []))
+        while started.beside_others:
+            self._run_alone(started, started.beside_others.pop())
         return started.errors
 
     def _start(self, started: StartedPairs, planned: Sequence[PlannedBatch]) -> None:
@@ -122,8 +127,8 @@ class BatchRunner:
             try:
                 packed = batch.packed or PackedBatch(*started.pairs.assemble(batch.rows))
                 started.batches.append(StartedBatch(batch.rows, self.backend.start(packed)))
-            except OutOfMemoryError as error:
-                left = self._smaller(started, [(batch.rows, error)], left)
+            except OutOfMemoryError:
+                left = self._smaller(started, [batch.rows], left)
             else:
                 tokens += len(packed.token_ids)
                 if tokens > _MOST_TOKENS:
@@ -134,36 +139,39 @@ class BatchRunner:
         values = self.backend.finish([batch.handle for batch in batches])
         started.logits[np.concatenate([batch.rows for batch in batches])] = values
 
-    def _fetch_singly(self, started: StartedPairs) -> list[tuple[RowNumbers, OutOfMemoryError]]:
-        """Fetch batch by batch; returns those for which there is no memory, with the device's own words."""
+    def _fetch_singly(self, started: StartedPairs) -> list[RowNumbers]:
+        """Fetch batch by batch; returns those for which there is no memory."""
         lost = []
         for batch in started.batches:
             try:
                 self._fetch(started, [batch])
-            except OutOfMemoryError as error:
-                lost.append((batch.rows, error))
+            except OutOfMemoryError:
+                lost.append(batch.rows)
         return lost
 
+    def _run_alone(self, started: StartedPairs, row: int) -> None:
+        """Score one pair, or write down as its error that it does not fit, in the device's own words."""
+        rows = np.array([row])
+        try:
+            handle = self.backend.start(PackedBatch(*started.pairs.assemble(rows)))
+            self._fetch(started, [StartedBatch(rows, handle)])
+        except OutOfMemoryError as error:
+            tokens = started.pairs.lengths[row]
+            detail = f"{tokens} tokens do not fit into the memory of {self.backend.device}: {error}"
+            started.errors[row] = (Reason.OUT_OF_MEMORY, detail)
+
     def _smaller(
-        self,
-        started: StartedPairs,
-        lost: Sequence[tuple[RowNumbers, OutOfMemoryError]],
-        left: list[PlannedBatch],
+        self, started: StartedPairs, lost: Sequence[RowNumbers], left: list[PlannedBatch]
     ) -> list[PlannedBatch]:
         """What to start where the batches `lost` did not fit: they and all that is left, planned anew under half the
-        budget. It is halved once, however many were lost: all of them were tried under the same one. A single pair that
-        does not fit becomes an error instead.
+        budget. It is halved once, however many were lost: all of them were tried under the same one. A single pair
+        that did not fit waits until it can be alone.
         """
-        lengths = started.pairs.lengths
-        for rows, error in lost:
-            if len(rows) == 1:
-                detail = (
-                    f"{lengths[rows[0]]} tokens do not fit into the memory of {self.backend.device}: {error}"
-                )
-                started.errors[int(rows[0])] = (Reason.OUT_OF_MEMORY, detail)
-        several = [rows for rows, _ in lost if len(rows) > 1]
+        started.beside_others.extend(int(rows[0]) for rows in lost if len(rows) == 1)
+        several = [rows for rows in lost if len(rows) > 1]
         if not several:
             return left
+        lengths = started.pairs.lengths
         self._halve(max(batch_cost(lengths[rows], self.backend.layout) for rows in several))
         again = np.concatenate([*several, *(batch.rows for batch in left)])
         return self._plan(started.pairs, again, self.max_tokens)

@@ -162,15 +162,20 @@ class S3World(World):
     def at_files_of(self, table: str) -> str:
         """Where in the bucket the files of the output or of the store lie."""
         return (
-            f"{self.format}/warehouse/db.db/{table}" if self.format == "iceberg" else f"{self.format}/{table}"
+            f"{self.place}/warehouse/db.db/{table}" if self.format == "iceberg" else f"{self.place}/{table}"
         )
 
+    @property
+    def place(self) -> str:
+        """A world's own folder in the bucket: a store that two shared would have the second's pairs already."""
+        return f"{self.format}/{self.name}"
+
     def at(self, name: str) -> str:
-        return f"s3a://{BUCKET}/{self.format}/{name}"
+        return f"s3a://{BUCKET}/{self.place}/{name}"
 
     def told(self, bucket: Bucket, folder: Path) -> dict[str, Any]:
         """The report, from the bucket."""
-        report = bucket.download(f"{self.format}/report/run_report.json", folder)
+        report = bucket.download(f"{self.place}/report/run_report.json", folder)
         found: dict[str, Any] = json.loads(report.read_text())
         return found
 

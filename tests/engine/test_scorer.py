@@ -230,6 +230,36 @@ def test_a_pair_that_does_not_fit_alone_is_an_error_and_the_others_are_scored(
     assert scored.logits[[0, 2]].tolist() == expected(tokenizer, ["a", "a"], ["b", "c"])
 
 
+class QueueBackend(SumBackend):
+    """As a queue does that is made anew after an error: what was waiting in it is lost, whatever its size."""
+
+    waiting: tuple[PackedBatch, ...] = ()
+
+    def start(self, batch: PackedBatch) -> PackedBatch:
+        self.waiting = (*self.waiting, batch)
+        return batch
+
+    def finish(self, started: Sequence[Any]) -> npt.NDArray[np.float32]:
+        waiting, self.waiting = self.waiting, ()
+        if any(batch_cost(batch.lengths, self.layout) > self.memory for batch in waiting):
+            raise OutOfMemoryError("the queue's memory is full")
+        if not all(any(batch is one for one in waiting) for batch in started):
+            raise OutOfMemoryError("it was in the queue that failed")
+        return np.concatenate([self.logits(batch) for batch in started])
+
+
+def test_a_pair_that_another_takes_with_it_is_scored_alone(tokenizer: PairTokenizer) -> None:
+    backend = QueueBackend(memory=30)
+    passages = ["b", "fish " * 50, "c", "d"]
+    scored = scorer(tokenizer, backend, budget=1).score_pairs(["a"] * 4, passages)  # each a batch of its own
+    assert list(scored.errors) == [1]
+    assert scored.errors[1] == (
+        "out_of_memory",
+        "54 tokens do not fit into the memory of cpu: the queue's memory is full",
+    )
+    assert scored.logits[[0, 2, 3]].tolist() == expected(tokenizer, ["a"] * 3, ["b", "c", "d"])
+
+
 def test_what_overflows_in_16_bits_is_scored_again_in_float32_and_counted(tokenizer: PairTokenizer) -> None:
     full = expected(tokenizer, QUERIES, PASSAGES)
     rescue = SumBackend()

@@ -208,6 +208,18 @@ def test_the_values_are_a_table_that_spark_writes_and_a_large_evaluation_writes_
     large.release()
 
 
+def test_the_stage_is_as_large_as_all_rankings_together(spark: SparkSession) -> None:
+    schema = "query_id string, passage_id string, {} int"
+    rows = [(f"q{n // 4}", f"p{n}", n) for n in range(40)]
+    qrels = spark.createDataFrame(rows[:12], schema.format("relevance"))
+    ranked = {
+        name: spark.createDataFrame(rows[:n], schema.format("rank")) for name, n in [("a", 40), ("b", 7)]
+    }
+    empty = spark.createDataFrame([], schema.format("rank"))
+    size = inputs.inputs_of(spark, {**ranked, "reranked": empty}, qrels, None, [], None).size()
+    assert (size.queries, size.rows) == (3, 47)
+
+
 def test_candidate_rows_do_not_come_to_the_driver(spark, monkeypatch):
     """Everything that is collected: a size, then a row a query (packed) or sums."""
     collected: list[int] = []

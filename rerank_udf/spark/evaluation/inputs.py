@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -22,7 +23,7 @@ from rerank_udf.tables import PASSAGE_ID, QUERY_ID, RANK, RELEVANCE
 
 @dataclass(frozen=True)
 class Size:
-    """`queries`: those of the qrels; `rows`: of all rankings together, about."""
+    """`queries`: those of the qrels; `rows`: of all rankings together."""
 
     queries: int
     rows: int
@@ -43,20 +44,23 @@ class Inputs:
     cluster: int | None
 
     def size(self) -> Size:
-        """Counted by one job over the qrels and the last ranking."""
-        asked = self.checked[0].agg(F.count_distinct("q").alias("queries"))
-        rows = self.checked[-1].agg(F.count(F.lit(1)).alias("rows"))
-        found = asked.crossJoin(rows).collect()[0]
-        return Size(found["queries"], found["rows"] * (len(self.checked) - 1))
+        """Counted by one job over the qrels and the rankings."""
+        none = F.lit(0).cast("long")
+        asked = F.count_distinct("q").alias("queries")
+        ranked = F.count(F.lit(1)).alias("rows")
+        qrels, *rankings = self.checked
+        counts = [qrels.agg(asked, none.alias("rows"))]
+        counts += [ranking.agg(none.alias("queries"), ranked) for ranking in rankings]
+        found = reduce(DataFrame.union, counts).agg(
+            F.sum("queries").alias("queries"), F.sum("rows").alias("rows")
+        )
+        return Size(**found.collect()[0].asDict())
 
     def united(self) -> DataFrame:
         """All of them, one below the other."""
         kinds = dict(self._attribute_types())
         frames = [self._tagged(tag, frame, kinds) for tag, frame in enumerate([*self.checked, *self.sources])]
-        united = frames[0]
-        for frame in frames[1:]:
-            united = united.union(frame)
-        return united
+        return reduce(DataFrame.union, frames)
 
     def _attribute_types(self) -> Iterator[tuple[str, T.DataType]]:
         for number, one in enumerate(self.attributes):
