@@ -1,7 +1,8 @@
 """A dense first stage for a folder of tables: python benchmarks/reproduce/first_stage.py --help
 
 Embeds queries and passages with a bi-encoder of the Hugging Face hub (or a folder), and writes each query's nearest
-passages as candidates (query_id, passage_id, score, rank). Exact search, in blocks; a GPU is used where there is one.
+passages as candidates (query_id, passage_id, score, rank). Exact search; a GPU is used where there is one. Passages are
+read, embedded and compared block by block and their vectors dropped, so that only the queries' must fit into memory.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from typing import Any
 import click
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
 import torch
 from rich.console import Console
+from rich.progress import track
 
 from rerank_udf.packing import plan_batches
 
-BLOCK = 512  # queries at once in the search
+PASSAGES = 50_000  # embedded at once
+QUERIES = 4_096  # compared with them at once
 
 
 class Encoder:
@@ -35,7 +40,7 @@ class Encoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
-        """float32 (n, width) on the CPU."""
+        """(n, width), each of length 1, float32, on the device."""
         lengths = [len(text) for text in texts]
         vectors: list[torch.Tensor] = []
         batches = plan_batches(lengths, 60_000, "padded")
@@ -47,9 +52,11 @@ class Encoder:
                 max_length=self.max_length,
                 return_tensors="pt",
             ).to(self.device)
-            vectors.append(self._pooled(given).float().cpu())
+            vectors.append(self._pooled(given).float())
         back = np.argsort(np.concatenate(batches))
-        return torch.nn.functional.normalize(torch.cat(vectors)[torch.from_numpy(back)], dim=-1)
+        return torch.nn.functional.normalize(
+            torch.cat(vectors)[torch.from_numpy(back).to(self.device)], dim=-1
+        )
 
     def _pooled(self, given: Any) -> torch.Tensor:
         hidden: torch.Tensor = self.model(**given).last_hidden_state
@@ -57,6 +64,28 @@ class Encoder:
             return hidden[:, 0]
         mask = given["attention_mask"][:, :, None].to(hidden.dtype)
         return (hidden * mask).sum(1) / mask.sum(1)
+
+
+class Nearest:
+    """Of all passages seen so far, the `depth` nearest to each query: `scores` and `places`, both (queries, depth)."""
+
+    def __init__(self, queries: torch.Tensor, depth: int) -> None:
+        self._queries = queries
+        self.scores = torch.full((len(queries), depth), -torch.inf)
+        self.places = torch.full((len(queries), depth), -1, dtype=torch.int64)
+        self.seen = 0
+
+    def see(self, passages: torch.Tensor) -> None:
+        """Compare with the next passages, (n, width)."""
+        depth = self.scores.shape[1]
+        for start in range(0, len(self._queries), QUERIES):
+            rows = slice(start, start + QUERIES)
+            scores, places = (self._queries[rows] @ passages.T).topk(min(depth, len(passages)))
+            all_scores = torch.cat([self.scores[rows], scores.cpu()], dim=1)
+            all_places = torch.cat([self.places[rows], places.cpu() + self.seen], dim=1)
+            self.scores[rows], chosen = all_scores.topk(depth)
+            self.places[rows] = all_places.gather(1, chosen)
+        self.seen += len(passages)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -79,19 +108,34 @@ def main(
     depth: int,
 ) -> None:
     """Write FOLDER/candidates.parquet from FOLDER's queries and passages (parquet files or folders)."""
-    queries, passages = (pd.read_parquet(_table(folder, name)) for name in ("queries", "passages"))
+    queries = pd.read_parquet(_table(folder, "queries"))
     judged = pd.read_parquet(_table(folder, "qrels"))["query_id"].unique()
     queries = queries[queries["query_id"].isin(judged)]
-    titles = passages["title"].fillna("") if "title" in passages else pd.Series("", index=passages.index)
-    texts = (titles + " " + passages["passage"]).str.strip()
+    passages = ds.dataset(_table(folder, "passages"))
     encoder = Encoder(model, revision, pooling, max_length)
-    right = encoder.encode([passage_prefix + text for text in texts])
-    left = encoder.encode([query_prefix + text for text in queries["query"]])
-    found = pd.concat(
-        _nearest(queries["query_id"].to_numpy(), passages["passage_id"].to_numpy(), left, right, depth)
-    )
+    nearest = Nearest(encoder.encode([query_prefix + text for text in queries["query"]]), depth)
+    ids = []
+    columns = [name for name in ("passage_id", "title", "passage") if name in passages.schema.names]
+    blocks = -(-passages.count_rows() // PASSAGES)
+    for block in track(_blocks(passages, columns), "passages", total=blocks, transient=True):
+        titles = block["title"].fillna("") if "title" in block else pd.Series("", index=block.index)
+        texts = (titles + " " + block["passage"]).str.strip()
+        nearest.see(encoder.encode([passage_prefix + text for text in texts]))
+        ids.append(block["passage_id"])
+    found = _candidates(queries["query_id"].to_numpy(), pd.concat(ids).to_numpy(), nearest)
     found.to_parquet(folder / "candidates.parquet", index=False)
-    Console().print(f"{len(queries):,} queries · {len(passages):,} passages · {len(found):,} candidates")
+    Console().print(f"{len(queries):,} queries · {nearest.seen:,} passages · {len(found):,} candidates")
+
+
+def _blocks(passages: ds.Dataset, columns: list[str]) -> Iterator[pd.DataFrame]:
+    waiting: list[pa.RecordBatch] = []
+    for batch in passages.to_batches(columns=columns, batch_size=PASSAGES):
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= PASSAGES:
+            yield pa.Table.from_batches(waiting).to_pandas()
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting).to_pandas()
 
 
 def _table(folder: Path, name: str) -> Path:
@@ -99,20 +143,17 @@ def _table(folder: Path, name: str) -> Path:
     return path if path.exists() else folder / name
 
 
-def _nearest(
-    query_ids: Any, passage_ids: Any, left: torch.Tensor, right: torch.Tensor, depth: int
-) -> Iterator[pd.DataFrame]:
-    for start in range(0, len(left), BLOCK):
-        scores, places = (left[start : start + BLOCK] @ right.T).topk(min(depth, len(right)))
-        ids = query_ids[start : start + BLOCK]
-        yield pd.DataFrame(
-            {
-                "query_id": np.repeat(ids, scores.shape[1]),
-                "passage_id": passage_ids[places.numpy().ravel()],
-                "score": scores.numpy().ravel().astype(np.float64),
-                "rank": np.tile(np.arange(1, scores.shape[1] + 1), len(ids)),
-            }
-        )
+def _candidates(query_ids: Any, passage_ids: Any, nearest: Nearest) -> pd.DataFrame:
+    known = nearest.places.numpy() >= 0  # fewer where there are fewer passages than the depth
+    queries, order = known.nonzero()
+    return pd.DataFrame(
+        {
+            "query_id": query_ids[queries],
+            "passage_id": passage_ids[nearest.places.numpy()[known]],
+            "score": nearest.scores.numpy()[known].astype(np.float64),
+            "rank": order + 1,
+        }
+    )
 
 
 if __name__ == "__main__":
