@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 import pandas as pd
-from qualitybench.sets import DEPTHS, EvaluationSet, read_set
+from qualitybench.sets import DEPTHS, EvaluationSet, read_set, without
 from qualitybench.systems import e5_cosines, min_max, model_logits, ranked, scored_by, scores_folder
 from rich.console import Console
 from rich.table import Table
@@ -34,6 +34,11 @@ STUDIES = ("main", "depth", "precision", "length")
     "--questions", type=int, help="Evenly chosen ones of each language, for main and depth; all by default."
 )
 @click.option("--few", default=100, help="The same, for precision and length.")
+@click.option(
+    "--without",
+    "left_out",
+    help="Leave out the questions about paragraphs that have this text, in whichever language.",
+)
 @click.option("--model", default="mini", help="mini, a folder, or a hub id with --revision.")
 @click.option("--revision", help="Of a hub id.")
 @click.option("--lengths", default="64,128,256,512", help="max_length, in the study of that name.")
@@ -54,6 +59,7 @@ def main(
     sets: str,
     questions: int | None,
     few: int,
+    left_out: str | None,
     model: str,
     revision: str | None,
     lengths: str,
@@ -75,6 +81,7 @@ def main(
             "weight": weight,
             "questions": questions,
             "few": few,
+            "without": left_out,
         },
         "machine": processor_name(),
         "versions": installed_versions(),
@@ -82,8 +89,12 @@ def main(
     chosen = {"work": work, "model": model, "revision": revision, "precision": precision, "lengths": lengths}
     chosen["used"] = used = set[Path]()
     for name in sets.split(","):
-        whole = read_set(Path(data), name, questions, DEPTHS[name])
-        part = read_set(Path(data), name, min(few, questions or few), DEPTHS[name])
+        whole, part = (
+            read_set(Path(data), name, count, DEPTHS[name])
+            for count in (questions, min(few, questions or few))
+        )
+        if left_out:
+            whole, part = without(whole, left_out), without(part, left_out)
         for study in studies.split(","):
             rows = _STUDIES[study](part if study in ("precision", "length") else whole, weight, chosen)
             found[f"{name} {study}"] = _records(rows)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import bench_quality
 from qualitybench import systems
-from qualitybench.sets import EvaluationSet, read_set
+from qualitybench.sets import EvaluationSet, read_set, without
 from qualitybench.systems import min_max, model_logits, ranked, scored_by, scores_folder
 
 from rerank_udf import load_scorer
@@ -28,12 +28,13 @@ def one(tmp_path: Path) -> EvaluationSet:
         folder.mkdir(parents=True)
         queries = pd.DataFrame({"query_id": ["q1", "q2", "q3"]})
         queries["query"] = f"{lang} " + queries["query_id"]
-        passages = pd.DataFrame({"passage_id": list("abcd")})
+        passages = pd.DataFrame({"passage_id": [f"{lang}-{letter}" for letter in "abcd"]})
         passages["passage"] = f"{lang} " + passages["passage_id"]
         candidates = queries[["query_id"]].merge(passages[["passage_id"]], how="cross")
         candidates["rank"] = candidates.groupby("query_id").cumcount() + 1
         candidates["score"] = 10.0 - candidates["rank"]
-        qrels = pd.DataFrame({"query_id": ["q1", "q2", "q3"], "passage_id": list("bca"), "relevance": 1})
+        right = [f"{lang}-{letter}" for letter in "bca"]
+        qrels = pd.DataFrame({"query_id": ["q1", "q2", "q3"], "passage_id": right, "relevance": 1})
         for name, table in {
             "queries": queries,
             "passages": passages,
@@ -42,6 +43,26 @@ def one(tmp_path: Path) -> EvaluationSet:
         }.items():
             table.to_parquet(folder / f"{name}.parquet")
     return read_set(tmp_path / "data", "xquad", None, 3)
+
+
+def test_a_paragraph_is_one_cluster_in_all_languages(one: EvaluationSet) -> None:
+    for number, letter in (("q1", "b"), ("q2", "c"), ("q3", "a")):
+        assert {one.clusters[f"{lang}/{number}"] for lang in ("de", "en")} == {letter}
+
+
+def test_questions_about_a_paragraph_are_left_out_in_all_languages(one: EvaluationSet) -> None:
+    fewer = without(one, "de de-c")  # the text of q2's paragraph in German
+    asked = {f"{lang}/{number}" for lang in ("de", "en") for number in ("q1", "q3")}
+    for found in (
+        fewer.queries,
+        fewer.groups,
+        fewer.clusters,
+        fewer.candidates["query_id"],
+        fewer.qrels["query_id"],
+    ):
+        assert set(found) == asked
+    assert len(fewer.candidates) == 2 * 2 * 3
+    assert fewer.candidates.index.tolist() == list(range(12))
 
 
 def test_logits_are_scored_once_in_the_candidates_order_and_say_by_what(
@@ -76,9 +97,9 @@ def test_a_mixture_orders_by_the_sum_of_both_scores_brought_to_one_scale(one: Ev
     mixed = min_max(one, {"model": 0.7, "first": 0.3}, {"model": model, "first": first})
     np.testing.assert_allclose(mixed, np.tile([0.3, 0.5, 0.7], 6))
     order = ranked(one, mixed)
-    assert order.query("query_id == 'de/q1'")["passage_id"].tolist() == ["de/c", "de/b", "de/a"]
+    assert order.query("query_id == 'de/q1'")["passage_id"].tolist() == ["de/de-c", "de/de-b", "de/de-a"]
     cut = ranked(one, mixed, depth=2)
-    assert cut.query("query_id == 'de/q1'")["passage_id"].tolist() == ["de/b", "de/a", "de/c"]
+    assert cut.query("query_id == 'de/q1'")["passage_id"].tolist() == ["de/de-b", "de/de-a", "de/de-c"]
 
 
 def test_a_mixture_of_some_depth_knows_the_scored_candidates_only(one: EvaluationSet) -> None:
@@ -88,10 +109,10 @@ def test_a_mixture_of_some_depth_knows_the_scored_candidates_only(one: Evaluatio
     mixed = min_max(one, {"model": 0.7, "first": 0.3}, {"model": model, "first": first}, depth=2)
     np.testing.assert_allclose(mixed, np.tile([0.3, 0.7, np.nan], 6))
     order = ranked(one, mixed, depth=2).query("query_id == 'en/q2'")
-    assert order["passage_id"].tolist() == ["en/b", "en/a", "en/c"]
+    assert order["passage_id"].tolist() == ["en/en-b", "en/en-a", "en/en-c"]
     none = min_max(one, {"model": 0.7, "first": 0.3}, {"model": model, "first": first}, depth=0)
     order = ranked(one, none, depth=0).query("query_id == 'en/q2'")
-    assert order["passage_id"].tolist() == ["en/a", "en/b", "en/c"]
+    assert order["passage_id"].tolist() == ["en/en-a", "en/en-b", "en/en-c"]
     alone = min_max(one, {"model": 0.7, "first": 0.3}, {"model": model, "first": first}, depth=1)
     np.testing.assert_allclose(alone, np.tile([0.0, np.nan, np.nan], 6))
 

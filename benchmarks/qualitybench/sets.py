@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,21 @@ def read_set(data: Path, name: str, questions: int | None, depth: int) -> Evalua
     )
 
 
+def without(one: EvaluationSet, text: str) -> EvaluationSet:
+    """The set less the questions, in all languages, about paragraphs that have this text in any."""
+    named = (key.split("/", 1)[1] for key, passage in one.passages.items() if text in passage)
+    paragraphs = {_paragraph(one.name, "", passage) for passage in named}
+    kept = {key for key, paragraph in one.clusters.items() if paragraph not in paragraphs}
+    return replace(
+        one,
+        queries={key: query for key, query in one.queries.items() if key in kept},
+        candidates=one.candidates[one.candidates["query_id"].isin(kept)].reset_index(drop=True),
+        qrels=one.qrels[one.qrels["query_id"].isin(kept)].reset_index(drop=True),
+        groups={key: group for key, group in one.groups.items() if key in kept},
+        clusters={key: cluster for key, cluster in one.clusters.items() if key in kept},
+    )
+
+
 def _read_folder(folder: Path, name: str, questions: int | None, depth: int) -> EvaluationSet:
     group = folder.name
     tables = {
@@ -60,7 +75,7 @@ def _read_folder(folder: Path, name: str, questions: int | None, depth: int) -> 
     }
     asked = _evenly(sorted(set(tables["queries"]["query_id"])), questions)
     qrels = tables["qrels"][tables["qrels"]["query_id"].isin(asked)]
-    clusters = qrels.groupby("query_id")["passage_id"].first().to_dict()
+    right = qrels.groupby("query_id")["passage_id"].first().to_dict()
     candidates = tables["candidates"]
     candidates = candidates[candidates["query_id"].isin(asked) & (candidates["rank"] <= depth)]
     queries = tables["queries"][tables["queries"]["query_id"].isin(asked)]
@@ -71,8 +86,15 @@ def _read_folder(folder: Path, name: str, questions: int | None, depth: int) -> 
         _prefixed(candidates, group).assign(group=group),
         _prefixed(qrels, group),
         {f"{group}/{key}": group for key in queries["query_id"]},
-        {f"{group}/{key}": cluster if group != CRANFIELD else key for key, cluster in clusters.items()},
+        {f"{group}/{key}": _paragraph(name, key, passage) for key, passage in right.items()},
     )
+
+
+def _paragraph(name: str, query: str, passage: str) -> str:
+    """What a question has in common with others: XQuAD's paragraphs are numbered alike in all languages (`de-p7`)."""
+    if name == CRANFIELD:
+        return query
+    return passage.rpartition("-")[2] if name in (XQUAD, CROSS) else passage
 
 
 def _pairs(table: pd.DataFrame, key: str, value: str) -> Iterator[tuple[str, str]]:
