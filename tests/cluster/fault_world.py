@@ -60,7 +60,7 @@ def _row(query: int, passage_id: str, passage: str, score: float) -> Row:
 
 
 def key_of(row: Row) -> bytes:
-    """The pair's key, as DESIGN section 4 defines it."""
+    """The pair's key: the first 16 bytes of a hash over its two texts."""
     texts = (hashlib.sha256(row[name].encode()).digest()[:16] for name in ("query", "passage"))
     return hashlib.sha256(b"".join(texts)).digest()[:16]
 

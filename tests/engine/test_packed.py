@@ -328,7 +328,7 @@ def failing(error: BaseException) -> Any:
     return fail
 
 
-# multiprocessors, hidden size → tokens of DESIGN section 5: H100, A100, A10 and T4 at 1,024; an H100 at 768 and 384
+# multiprocessors, hidden size → tokens that keep them all busy: H100, A100, A10 and T4 at 1,024; an H100 at 768 and 384
 @pytest.mark.parametrize(
     ("multiprocessors", "hidden", "tokens"),
     [
