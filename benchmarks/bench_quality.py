@@ -157,20 +157,27 @@ def _mean(one: EvaluationSet, scores: pd.Series, depth: int | None = None) -> fl
     return round(float(rows["mean"].iloc[0]), 4)
 
 
+def _recalls(one: EvaluationSet, depths: list[int]) -> dict[int, float]:
+    """R@depth of the first stage, the mean over all questions."""
+    measures = {f"R@{depth}": depth for depth in depths}
+    evaluation = evaluate(ranked(one, one.candidates["score"]), one.qrels, measures=list(measures))
+    rows = evaluation.summary.query("documents == 'all' and group == 'all' and system == 'reranked'")
+    means = rows.set_index("measure")["mean"]
+    return {depth: round(float(means[measure]), 4) for measure, depth in measures.items()}
+
+
 def _depth(one: EvaluationSet, weight: float, chosen: dict[str, Any]) -> pd.DataFrame:
     """How many candidates are worth scoring; those beyond the depth follow in the first stage's order."""
     first, logits = one.first_stage, _scores(one, chosen)
     scores, weights = {first: one.candidates["score"], MODEL: logits}, {MODEL: weight, first: 1 - weight}
     depths = [depth for depth in (0, 5, 10, 20, 50, 100) if depth <= DEPTHS[one.name]]
-    relevant = one.candidates.merge(one.qrels[one.qrels["relevance"] > 0], on=["query_id", "passage_id"])
+    recalls = {0: 0.0, **_recalls(one, depths[1:])}
     return pd.DataFrame(
         [
             {
                 "depth": depth,
                 "pairs a question": depth,
-                "recall": round(
-                    float((relevant["rank"] <= depth).sum() / (one.qrels["relevance"] > 0).sum()), 4
-                ),
+                "recall": recalls[depth],
                 MODEL: _mean(one, logits, depth),
                 FUSED: _mean(one, min_max(one, weights, scores, depth), depth),
             }

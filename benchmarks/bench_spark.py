@@ -105,7 +105,9 @@ def with_model(options: dict[str, Any]) -> dict[str, Any]:
         few = write_pair_tables(pairs.pairs[: options["peer_pairs"]], work / "pairs" / "few")
         found["job_few"] = model_job(few, folder, limits, options)
         found["plain"] = {
-            dtype: plain(few, folder, dtype, options) for dtype in options["peer_dtype"].split(",") if dtype
+            dtype: plain(few, folder, {**limits, "dtype": dtype}, options)
+            for dtype in options["peer_dtype"].split(",")
+            if dtype
         }
     return found
 
@@ -118,14 +120,15 @@ def model_job(tables: Path, folder: Path, limits: dict[str, Any], options: dict[
     return child("sparkbench.job", {"job": job, "spark": model_properties(options)}, work, options)
 
 
-def plain(tables: Path, folder: Path, dtype: str, options: dict[str, Any]) -> dict[str, Any]:
+def plain(tables: Path, folder: Path, model: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """The plain job in its own Python."""
-    click.echo(f"{tables.name} pairs: mapInPandas with CrossEncoder.predict, {dtype}")
+    click.echo(f"{tables.name} pairs: mapInPandas with CrossEncoder.predict, {model['dtype']}")
     settings = {
         "tables": str(tables),
         "output": str(options["work"] / "plain" / "out"),
         "model": str(folder),
-        "dtype": dtype,
+        "dtype": model["dtype"],
+        "max_length": model["max_length"],
         "batch_size": 32,
         "partitions": 2 * options["core_count"],
         "master": f"local[{options['core_count']}]",

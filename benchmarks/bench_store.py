@@ -123,7 +123,8 @@ def _one(
     job = {**job_settings(tables, model, work), "store": {"path": str(kept / "store")}}
     done = child("sparkbench.job", {"job": job, "spark": spark}, work, options)
     told, pairs = done["report"], done["report"]["pairs_in"]
-    stored = sum(path.stat().st_size for path in (kept / "store").glob("facts/*/*/part-*"))
+    files = list((kept / "store").glob("facts/*/*/part-*"))
+    facts = sum(pq.read_metadata(path).num_rows for path in files)
     tasks = [stage["tasks"] for stage in done["stages"] if stage["phase"] == "score"]
     return {
         **{
@@ -134,7 +135,7 @@ def _one(
         "core_seconds": sum(done["job"]["cpu"].values()),
         "shuffled_bytes_a_pair": sum(stage["shuffled"] for stage in done["stages"]) / pairs,
         "largest_stage_tasks": max(tasks, default=0),
-        "stored_bytes_a_fact": stored / max(1, told["pairs_scored"] + told["pairs_reused"]),
+        "stored_bytes_a_fact": sum(path.stat().st_size for path in files) / max(1, facts),
     }
 
 

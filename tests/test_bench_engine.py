@@ -148,6 +148,13 @@ def test_a_sample_of_neighbours_pads_as_the_whole_does() -> None:
     )
 
 
+@pytest.mark.parametrize("count", [512, 384, 128, 64])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_sample_of_nearly_all_is_whole(count: int, seed: int) -> None:
+    lengths = np.random.default_rng(seed).integers(20, 513, count + 1).astype(np.int64)
+    assert len(set(pairs.runs_of_neighbours(lengths, count, 64, seed).tolist())) == count
+
+
 def test_all_pairs_are_their_own_sample() -> None:
     np.testing.assert_array_equal(pairs.runs_of_neighbours(np.array([5, 3, 4]), 3, 2), [0, 1, 2])
 

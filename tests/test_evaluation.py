@@ -218,6 +218,22 @@ def test_depth_says_which_candidates_the_oracle_may_choose_from():
     assert row(found, "RR@10", "first stage")["mean"] == pytest.approx(1 / 3)
 
 
+def test_with_top_k_oracle_and_chance_are_lists_as_short_as_the_rankings():
+    """Of twenty candidates four are right; two are left of each list, so that two of four are the best there can be."""
+    rows = ranking({f"q{i}": "abcdefghijklmnopqrst" for i in range(150)})
+    qrels = grades({f"q{i}": dict.fromkeys("cfgm", 1) for i in range(150)})
+    found = evaluate(rows, qrels, measures=["R@20"], top_k=2)
+    assert row(found, "R@20")["mean"] == 0.0
+    assert row(found, "R@20", "oracle")["mean"] == 0.5
+    assert row(found, "R@20", "random")["mean"] == pytest.approx(2 / 20, abs=0.01)
+    assert row(found, "R@20")["recall_at_depth"] == 1.0
+
+
+def test_a_measure_that_divides_by_nothing_is_named():
+    with pytest.raises(ConfigError, match=r"cannot compute one of Accuracy@10.*; leave that measure out"):
+        evaluate(ranking({"q": "a"}), grades({"q": {"a": 1}}), measures=["Accuracy@10"])
+
+
 def test_rows_that_are_not_among_the_candidates_are_counted():
     found = evaluate(ranking({"q": "yax"}), grades({"q": {"a": 1}}), baseline=ranking({"q": "xya"}), depth=2)
     assert found.counts["rows_beyond_candidates"] == 1

@@ -160,6 +160,26 @@ def test_changed_queries_show_texts_both_orders_and_judgements():
     assert HOSTILE in text
 
 
+def test_a_grade_below_zero_is_not_relevant():
+    document = an_evaluation()
+    shown = json.loads(json.dumps(document).replace('"relevance": 2', '"relevance": -2'))
+    assert shown != document
+    text = page_of(evaluation=shown).text
+    assert "relevant, -2" not in text
+    assert "1 was 7 · score .910 ✗ not relevant" in text
+
+
+def test_lengths_in_few_buckets_are_not_compared_with_padded_batches():
+    report = a_run()
+    fine, coarse = [0] * 20 + [50, 8, 2] + [0] * 41, [50, 8, 2] + [0] * 61
+    report.figures["lengths"] = {"low": 1.0, "width": 16.0, "pairs": fine, "tokens": fine}
+    assert "Padded batches of 32 pairs" in page_of(report).text
+    report.figures["lengths"] = {"low": 1.0, "width": 128.0, "pairs": coarse, "tokens": coarse}
+    text = page_of(report).text
+    assert "Padding: none by construction" in text
+    assert "Padded batches" not in text
+
+
 def test_a_model_of_unknown_shape_is_no_obstacle():
     report = a_run()
     report.model |= {"architecture": None, "digests": None}

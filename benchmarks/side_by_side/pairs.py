@@ -186,7 +186,7 @@ def runs_of_neighbours(lengths: Ints, count: int, run: int, seed: int = 0) -> In
     width = len(lengths) / runs
     room = max(1, int(width) - run)
     # The same place in each stratum keeps the mean length near the whole's
-    place = room // 2 + int(np.random.default_rng(seed).integers(-room // 8, room // 8 + 1))
+    place = room // 2 + int(np.random.default_rng(seed).integers(-(room // 8), room // 8 + 1))
     starts = [int(stratum * width) + place for stratum in range(runs)]
     rows = np.concatenate([order[start : start + run] for start in starts])
     return np.sort(rows).astype(np.int64)

@@ -1,11 +1,12 @@
 """The measurement itself: every engine loaded in a process of its own, one of them computing at a time.
 
-A round runs every lane once; the first is a warm-up and does not count; each next one begins with another lane, so
-that no engine always follows the same one.
+A round runs every lane once, in an order drawn for it with a fixed seed, so that no engine always follows the same one;
+the first is a warm-up and does not count.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -167,11 +168,14 @@ def best_batch(found: Loaded, plan: Plan, search_file: Path) -> int:
     if name in plan.fixed_batches:
         return plan.fixed_batches[name]
     run = found.worker.ask
-    found.searched = search_batch_size(
-        lambda size: float(run("run", pairs=str(search_file), batch_size=size)["seconds"]),
-        batch_sizes(plan.device),
-        _FIRST_TRIED if plan.device == "cpu" else _FIRST_TRIED_ON_CARD,
-    )
+    first = _FIRST_TRIED if plan.device == "cpu" else _FIRST_TRIED_ON_CARD
+
+    def seconds_at(size: int) -> float:
+        return float(run("run", pairs=str(search_file), batch_size=size)["seconds"])
+
+    with contextlib.suppress(WorkerFailedError):
+        seconds_at(first)  # not counted: what runs first is slow, whatever its size
+    found.searched = search_batch_size(seconds_at, batch_sizes(plan.device), first)
     best = min(found.searched, key=lambda size: found.searched[size])
     if found.searched[best] == float("inf"):
         raise WorkerFailedError("no batch size works; see its log")
@@ -225,8 +229,8 @@ def run_rounds(
         say(f"round {number} of {plan.rounds}" if counted else "warm-up round")
         if counted and rate_from is not None:
             _measure_rate(rate_from.worker, plan, outcome)
-        turn = number % max(1, len(lanes))
-        for lane in [*lanes[turn:], *lanes[:turn]]:
+        order = np.random.default_rng(number).permutation(len(lanes))
+        for lane in [lanes[place] for place in order]:
             time.sleep(_PAUSE_SECONDS)
             try:
                 _run_lane(lane, workers[lane.engine], samples[lane.sample], plan, counted)

@@ -49,11 +49,12 @@ def rerank(spark: Any, settings: dict[str, Any]) -> None:
     from pyspark.sql import functions as F
 
     model_name, dtype, batch_size = settings["model"], settings["dtype"], settings["batch_size"]
+    max_length = settings["max_length"]
 
     def predict(frames: Any) -> Any:
         from sentence_transformers import CrossEncoder
 
-        model = CrossEncoder(model_name, max_length=512, model_kwargs={"torch_dtype": dtype})
+        model = CrossEncoder(model_name, max_length=max_length, model_kwargs={"torch_dtype": dtype})
         for frame in frames:
             pairs = list(zip(frame["query"], frame["passage"], strict=True))
             scores = model.predict(pairs, batch_size=batch_size, show_progress_bar=False)

@@ -161,7 +161,7 @@ def evaluate(
     study = Study(names, names.nested(*names.arrange(judgements)), parsed, seed, shuffles)
     runs = {system: Run.of(rows, judgements, names) for system, rows in rankings.items()}
     pool = runs[name if first is None else first].first(depth)
-    values = study.measure_all({system: run.first(top_k) for system, run in runs.items()}, pool)
+    values = study.measure_all(runs, pool, top_k)
     groups = Groups.of(names.queries, group_by, clusters)
     comparison = Comparison(list(values), [str(m) for m in parsed], list(runs), first)
     figures = local_figures(values, groups, comparison, seed)

@@ -216,7 +216,7 @@ def _values(part: Part, qrels: Rows, rankings: Mapping[str, Rows], findings: Fin
     pool = runs[part.baseline or part.systems[-1]].first(part.depth)
     findings.counts.update(counts_of(qrels, rankings[part.systems[-1]], runs, pool))
     findings.depth = max(findings.depth, pool.depth())
-    return study.measure_all({system: run.first(part.top_k) for system, run in runs.items()}, pool)
+    return study.measure_all(runs, pool, part.top_k)
 
 
 def _table(part: Part, queries: list[str], values: Values, attributes: list[dict[str, str]]) -> pa.Table:

@@ -61,16 +61,20 @@ class Study:
     seed: int
     shuffles: int
 
-    def measure_all(self, runs: Mapping[str, Run], pool: Run) -> Values:
-        """Every system, its judged passages alone, the references and the ceiling: the keys of `keys_of`."""
+    def measure_all(self, runs: Mapping[str, Run], pool: Run, top_k: int | None) -> Values:
+        """Every system, its judged passages alone, the references and the ceiling: the keys of `keys_of`.
+
+        Of every system and of the references the first `top_k`; the ceiling is that of the whole pool.
+        """
         everything, quality = measured(self.measures)
         values: Values = {}
-        for system, run in runs.items():
+        for system, whole in runs.items():
+            run = whole.first(top_k)
             values |= _keyed(system, ALL, self.measure(everything, run))
             values |= _keyed(system, JUDGED, self.measure(quality, run.take(run.judged)))
         best_first = np.lexsort((pool.positions(), -pool.relevance, pool.query))
-        values |= _keyed(ORACLE, ALL, self.measure(quality, pool.take(best_first)))
-        values |= _keyed(RANDOM, ALL, self.random(quality, pool))
+        values |= _keyed(ORACLE, ALL, self.measure(quality, pool.take(best_first).first(top_k)))
+        values |= _keyed(RANDOM, ALL, self.random(quality, pool, top_k))
         # What is not relevant does not change the recall at the pool's own depth, so it need not be passed.
         recall = [ir_measures.R @ pool.depth()]
         return values | _keyed(CANDIDATES, ALL, self.measure(recall, pool.take(pool.relevance > 0)))
@@ -94,17 +98,22 @@ class Study:
         except (CalledProcessError, OSError) as problem:
             names = ", ".join(values)
             raise ConfigError(f"A program that ir-measures runs for {names} failed: {problem}") from problem
+        except ArithmeticError as problem:  # Accuracy divides by the passages that are not relevant
+            names = ", ".join(values)
+            raise ConfigError(
+                f"ir-measures cannot compute one of {names} for a query here: {problem}; leave that measure out"
+            ) from problem
         return values
 
-    def random(self, measures: list[ir_measures.Measure], pool: Run) -> dict[str, Floats]:
-        """The mean of seeded shuffles: an estimate of what chance gives on these candidates."""
+    def random(self, measures: list[ir_measures.Measure], pool: Run, top_k: int | None) -> dict[str, Floats]:
+        """The mean of seeded shuffles, `top_k` of each: an estimate of what chance gives on these candidates."""
         seeds = query_seeds(self.names.queries, self.seed)[pool.query]
         positions = pool.positions()
         total = {str(m): np.zeros(len(self.names.queries)) for m in measures}
         for shuffle in range(self.shuffles):
             words = random_words(seeds, positions + (shuffle << 32))
             shuffled = pool.take(np.lexsort((words, pool.query)))
-            for measure, value in self.measure(measures, shuffled).items():
+            for measure, value in self.measure(measures, shuffled.first(top_k)).items():
                 total[measure] += value / self.shuffles
         return total
 

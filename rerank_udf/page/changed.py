@@ -63,7 +63,8 @@ def _after(passage: Mapping[str, Any]) -> Shown:
 
 def _shown(passage: Mapping[str, Any], place: int, note: str) -> Shown:
     grade = passage["relevance"]
-    mark, judged = (
-        ("✓", f"relevant, {grade}") if grade else ("✗", "not relevant") if grade == 0 else ("", "not judged")
-    )
+    if grade is None:
+        mark, judged = "", "not judged"
+    else:  # a grade below 0, as TREC has, is one of what is not relevant
+        mark, judged = ("✓", f"relevant, {grade}") if grade > 0 else ("✗", "not relevant")
     return Shown(f"{place:,}", note, passage["passage_id"], passage["passage"], mark, judged)

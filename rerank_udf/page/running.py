@@ -13,6 +13,7 @@ from rerank_udf.page.plot import Plot
 from rerank_udf.page.rows import Bar
 
 _PEER_BATCH = 32
+_FEW_BUCKETS = 4
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,15 @@ def run_notes(report: Mapping[str, Any]) -> tuple[str, ...]:
 def _padding(figures: Mapping[str, Any]) -> list[str]:
     if "lengths" not in figures:
         return []
-    spared = expected_padding(figures["lengths"]["pairs"], _PEER_BATCH)
+    told = "Padding: none by construction, since sequences lie one after the other."
+    pairs = figures["lengths"]["pairs"]
+    mean = sum(number * count for number, count in enumerate(pairs, 1)) / max(1, sum(pairs))
+    if mean < _FEW_BUCKETS:  # too coarse: max_length is far above these lengths
+        return [told]
+    spared = 100.0 * expected_padding(pairs, _PEER_BATCH)
     return [
-        f"Padding: none by construction, since sequences lie one after the other. Padded batches of {_PEER_BATCH} "
-        f"pairs in random order would have computed about {100.0 * spared:.0f} % padding on these lengths."
+        f"{told} Padded batches of {_PEER_BATCH} pairs in random order would have computed about {spared:.0f} % "
+        "padding on these lengths."
     ]
 
 

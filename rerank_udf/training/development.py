@@ -12,7 +12,7 @@ from rerank_udf.evaluation import Evaluation, evaluate
 from rerank_udf.tables import PASSAGE_ID, QUERY_ID, RANK, RELEVANCE
 from rerank_udf.training.lists import TrainingList, of_language
 from rerank_udf.training.settings import CANDIDATES
-from rerank_udf.training.split import Split
+from rerank_udf.training.split import Split, groups_of
 from rerank_udf.training.tables import Floats, Ints, TrainingTables, in_languages, judged
 
 FIRST, MODEL, TEACHER, SET = "first", "model", "teacher", "set"
@@ -22,9 +22,13 @@ Score = Callable[[Sequence[TrainingList]], list[Floats]]
 
 @dataclass(frozen=True)
 class HeldOutList:
-    """One query's first candidates, in first-stage order, with what is right about them."""
+    """One query's first candidates, in first-stage order, with what is right about them.
+
+    `group`: what it was held out with; questions about one passage are not independent of each other.
+    """
 
     key: str
+    group: str
     texts: TrainingList
     passage_ids: list[str]
     relevant_ids: list[str]
@@ -33,11 +37,15 @@ class HeldOutList:
 
 def held_out_lists(tables: TrainingTables, divided: Split, most: int | None = None) -> list[HeldOutList]:
     """The lists of (the first `most`) held-out queries; those in another language have passages of one language."""
-    right, queries = judged(tables), divided.held_out.tolist()[:most]
-    return [one for query in queries if (one := _held_out(tables, right[query], query)) is not None]
+    right, queries = judged(tables), divided.held_out[:most]
+    found = [
+        _held_out(tables, right[query], query, group)
+        for query, group in zip(queries.tolist(), groups_of(tables, queries), strict=True)
+    ]
+    return [one for one in found if one is not None]
 
 
-def _held_out(tables: TrainingTables, relevant: Ints, query: int) -> HeldOutList | None:
+def _held_out(tables: TrainingTables, relevant: Ints, query: int, group: str) -> HeldOutList | None:
     relevant = relevant[in_languages(tables, query, relevant)]
     if not len(relevant):
         return None
@@ -50,6 +58,7 @@ def _held_out(tables: TrainingTables, relevant: Ints, query: int) -> HeldOutList
     longest = max(tables.settings.max_lengths)
     return HeldOutList(
         f"{name} {tables.queries.ids[query]}",
+        group,
         TrainingList(name, tables.queries.texts[query], texts, False, _NO_SCORES, longest),
         [tables.passages.ids[one] for one in numbers],
         [tables.passages.ids[one] for one in relevant.tolist()],
@@ -58,7 +67,7 @@ def _held_out(tables: TrainingTables, relevant: Ints, query: int) -> HeldOutList
 
 
 def measure(lists: Sequence[HeldOutList], score: Score, seed: int) -> Evaluation:
-    """nDCG@10 and RR@10 of the model, beside the first stage's and the teacher's, by set."""
+    """nDCG@10 and RR@10 of the model, beside the first stage's and the teacher's, by set; intervals over groups."""
     found = score([one.texts for one in lists])
     first = [np.arange(len(one.passage_ids), 0, -1, dtype=np.float32) for one in lists]
     baselines = {FIRST: ranking_of(lists, first)}
@@ -70,7 +79,13 @@ def measure(lists: Sequence[HeldOutList], score: Score, seed: int) -> Evaluation
         baselines[TEACHER] = ranking_of(lists, taught)
     groups = pd.DataFrame({QUERY_ID: [one.key for one in lists], SET: [one.texts.set_name for one in lists]})
     return evaluate(
-        ranking_of(lists, found), qrels_of(lists), baseline=baselines, group_by=groups, name=MODEL, seed=seed
+        ranking_of(lists, found),
+        qrels_of(lists),
+        baseline=baselines,
+        group_by=groups,
+        clusters={one.key: one.group for one in lists},
+        name=MODEL,
+        seed=seed,
     )
 
 

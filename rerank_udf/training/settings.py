@@ -161,6 +161,16 @@ class Schedule(Settings):
     evaluate_queries: int = Field(default=30, ge=1)
     average_last: int = Field(default=5, ge=1)
 
+    @model_validator(mode="after")
+    def _warm_before_the_decay(self) -> Schedule:
+        begins = self.decay_begins
+        if self.warmup_steps > begins:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps:,}) are not over when the decay begins, at step {begins:,}: "
+                f"the rate would never be optimizer.learning_rate; set warmup_steps to {begins // 3:,}, or more steps"
+            )
+        return self
+
     @property
     def decay_begins(self) -> int:
         """The first step whose rate is below the constant one."""

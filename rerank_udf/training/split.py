@@ -51,6 +51,14 @@ def _groups(tables: TrainingTables, ids: list[str]) -> list[str]:
     return group_names(ids, tables.settings.held_out.group, label)
 
 
+def groups_of(tables: TrainingTables, queries: Ints) -> list[str]:
+    """The group that each query with right passages is held out with: its own, or that of the first of them."""
+    if tables.settings.held_out.by == "query":
+        return _groups(tables, [tables.queries.ids[query] for query in queries.tolist()])
+    right = judged(tables)
+    return _groups(tables, [tables.passages.ids[one] for one in right.values[right.starts[queries]].tolist()])
+
+
 def group_names(ids: list[str], pattern: str | None, label: str) -> list[str]:
     """The group of each id. Raises ConfigError for one that `pattern` does not match."""
     if pattern is None:
@@ -69,16 +77,23 @@ def groups_held_out(
 ) -> npt.NDArray[np.str_]:
     """Names of the groups that are held out: of `groups` a share, or of `asked`, every query's, as many as are wanted.
 
-    The latter are taken in a stable random order until they have `held_out.queries` queries, but never more than a
-    fifth of them.
+    The latter are taken in a stable random order until they have `held_out.queries` queries; one with which they would
+    have more than a fifth of all is passed over.
     """
     if held_out.share is not None:
         every = np.unique(groups)
         return every[stable_keys(every.tolist(), seed) < held_out.share * 2.0**64]
     names, counts = np.unique(asked, return_counts=True)
     order = stable_order(names.tolist(), seed)
-    before = np.cumsum(counts[order]) - counts[order]
-    return names[order][before < min(held_out.queries, len(asked) // 5)]
+    chosen: list[int] = []
+    taken = 0
+    for place in order.tolist():
+        if taken >= held_out.queries:
+            break
+        if taken + counts[place] <= len(asked) // 5:
+            chosen.append(place)
+            taken += int(counts[place])
+    return names[chosen]
 
 
 def _at_most(tables: TrainingTables, queries: Ints, seed: int) -> Ints:

@@ -211,14 +211,27 @@ def _ranking(source: Source, queries: Texts, passages: Texts, label: str) -> Row
     table = read_parquet(source, label, [QUERY_ID, PASSAGE_ID, RANK])
     order = np.argsort(table[RANK].to_numpy(), kind="stable")
     rows = queries.numbers(table[QUERY_ID], label)[order]
-    return Rows.of(rows, passages.numbers(table[PASSAGE_ID], label)[order], len(queries.ids))
+    return _once(rows, passages.numbers(table[PASSAGE_ID], label)[order], queries, passages, label)
 
 
 def _relevant(source: Source, queries: Texts, passages: Texts, label: str) -> Rows:
     table = read_parquet(source, label, [QUERY_ID, PASSAGE_ID, RELEVANCE])
     table = table.filter(pc.greater(table[RELEVANCE], 0))
     rows = queries.numbers(table[QUERY_ID], label)
-    return Rows.of(rows, passages.numbers(table[PASSAGE_ID], label), len(queries.ids))
+    return _once(rows, passages.numbers(table[PASSAGE_ID], label), queries, passages, label)
+
+
+def _once(rows: Ints, values: Ints, queries: Texts, passages: Texts, label: str) -> Rows:
+    """Passages by query. Raises InputError for a pair that stands there more than once."""
+    pairs, counts = np.unique(rows * len(passages.ids) + values, return_counts=True)
+    twice = pairs[counts > 1]
+    if len(twice):
+        query, passage = divmod(int(twice[0]), len(passages.ids))
+        raise InputError(
+            f"{label}: query_id {queries.ids[query]!r}, passage_id {passages.ids[passage]!r} stands there more than "
+            f"once, and so do {len(twice) - 1:,} other pairs; keep one row of each"
+        )
+    return Rows.of(rows, values, len(queries.ids))
 
 
 def _teacher(

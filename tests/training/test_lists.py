@@ -6,10 +6,10 @@ import pytest
 from training_world import TOPICS, settings, write_tables
 
 from rerank_udf.errors import ConfigError, InputError
-from rerank_udf.training.development import held_out_lists
+from rerank_udf.training.development import held_out_lists, measure
 from rerank_udf.training.lists import ListSampler
-from rerank_udf.training.settings import TrainingConfig
-from rerank_udf.training.split import split
+from rerank_udf.training.settings import HeldOut, TrainingConfig
+from rerank_udf.training.split import groups_held_out, split
 from rerank_udf.training.tables import read_tables
 
 
@@ -55,6 +55,32 @@ def test_a_group_is_held_out_in_all_its_languages(faq):
     hidden = {tables.passages.ids[row] for row in np.flatnonzero(held.passages_held_out).tolist()}
     assert {one[:-2] + other for one in hidden for other in ("en", "de")} == hidden
     assert len(lists[0].passages) > 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "queries", "taken"),
+    [([60, 40], 10, 0), ([500, 1, 1, 1], 2, 2), ([100], 10, 0), ([10] * 10, 15, 20), ([10] * 10, 50, 20)],
+)
+def test_a_large_group_is_passed_over_rather_than_a_fifth_exceeded(sizes, queries, taken):
+    asked = np.repeat([f"g{number}" for number in range(len(sizes))], sizes)
+    for seed in range(5):
+        held = groups_held_out(np.unique(asked), asked, HeldOut(queries=queries), seed)
+        assert np.isin(asked, held).sum() == taken
+
+
+def test_questions_about_one_passage_are_one_cluster(faq):
+    """Ten questions about each of two held-out passages are no twenty independent ones."""
+    tables = write_tables(faq)
+    order = tables["queries"]["query_id"].str[1:].astype(int)
+    twin = tables["qrels"].assign(passage_id=[f"t{n // 4}-en" for n in order for _ in range(2)])
+    twin.drop_duplicates().to_parquet(faq / "qrels.parquet", index=False)
+    read = read_tables(configured(faq).sets[0])
+    lists = held_out_lists(read, split(read, 0))
+    found = measure(lists, lambda texts: [np.zeros(len(one.passages), np.float32) for one in texts], seed=0)
+    rows = found.summary.query("documents == 'all' and system == 'model' and group == 'all'")
+    passages = {one.relevant_ids[0] for one in lists}
+    assert rows["n_clusters"].unique().tolist() == [len(passages)]
+    assert 1 < len(passages) < len(lists)
 
 
 def test_a_share_holds_out_the_same_groups_in_every_set(faq):
@@ -239,6 +265,16 @@ def test_without_qrels_a_query_that_the_teacher_did_not_score_trains_and_does_no
         ("candidates", lambda rows: rows.assign(passage_id="x"), "candidates: 'x' (row 1) has no text"),
         ("qrels", lambda rows: rows.assign(query_id=None), "column 'query_id' is null in 80 rows"),
         ("qrels", lambda rows: rows.assign(relevance=0), "no query is left to train on"),
+        (
+            "qrels",
+            lambda rows: pd.concat([rows, rows.iloc[2:4]]),
+            "qrels: query_id 'q1', passage_id 't1-en' stands there more than once, and so do 1 other pairs",
+        ),
+        (
+            "candidates",
+            lambda rows: rows._append(rows.iloc[7]),
+            "candidates: query_id 'q0', passage_id 't3-en' stands there more than once",
+        ),
     ],
 )
 def test_bad_tables_are_sentences(faq, table, change, sentence):

@@ -20,7 +20,7 @@ NONE = np.empty(0, np.float32)
 
 def a_list(key, passages, right):
     texts = TrainingList("faq", key, passages, False, NONE, 32)
-    return HeldOutList(f"faq {key}", texts, passages, [right], NONE)
+    return HeldOutList(f"faq {key}", key, texts, passages, [right], NONE)
 
 
 def scores(*values):

@@ -158,7 +158,7 @@ def recipe(
             "schedule": {
                 "steps": steps,
                 "lists_per_step": 16,
-                "warmup_steps": 200,
+                "warmup_steps": min(200, steps // 4),
                 "decay": 0.4,
                 "save_every": 200,
                 "evaluate_every": 750,
