@@ -44,8 +44,10 @@ def checked_classic(spark: SparkSession) -> SparkSession:
     """The session. Raises ConfigError for one of Spark Connect, which has no SparkContext to run jobs by."""
     if is_connect(spark):
         raise ConfigError(
-            "the job needs a classic Spark session, and this one is of Spark Connect (on Databricks: standard "
-            "access mode or serverless; take dedicated access mode); rerank() and the column function work here"
+            "the job needs a classic Spark session, and this one is of Spark Connect (on Databricks: standard access "
+            "mode or serverless, both without GPUs; take dedicated access mode); rerank() and the column function "
+            "work here; on serverless only with a model in a volume that fits into 1 GB, and write its result there "
+            "instead of persisting it"
         )
     return spark
 

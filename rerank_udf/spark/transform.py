@@ -41,7 +41,8 @@ def rerank(
     partitions: int | None = None,
     **scorer: Any,
 ) -> DataFrame:
-    """Rerank candidate rows with a cross-encoder; the result is lazy, so persist it: each action scores again.
+    """Rerank candidate rows with a cross-encoder; the result is lazy: each action scores again, so write it
+    or (not on Databricks serverless) persist it.
 
     candidates: one row a pair with query_id, passage_id and optional score, rank; or, with `nested`, one row a query
     (`nested="passages"` for array<struct<passage_id, passage, score>>, `nested="parallel"` for parallel arrays).

@@ -444,8 +444,9 @@ def knows(jvm: Any, key: str, value: str) -> bool:
             return True
     if key.startswith("spark.hadoop."):  # given to Hadoop, whose defaults name what it knows
         return jvm.org.apache.hadoop.conf.Configuration().get(key.removeprefix("spark.hadoop.")) is not None
-    if key.startswith(("spark.executorEnv.", "spark.yarn.appMasterEnv.")):  # environment variables
-        return is_read(key.split(".", 3)[-1] if "appMasterEnv" in key else key.split(".", 2)[-1])
+    for environment in ("spark.executorEnv.", "spark.yarn.appMasterEnv.", "spark.kubernetes.driverEnv."):
+        if key.startswith(environment):
+            return is_read(key.removeprefix(environment))
     return key in UNREGISTERED
 
 
@@ -475,6 +476,7 @@ def test_an_invented_setting_would_be_noticed(jvm):
     assert not knows(jvm, "spark.python.factory.idleWorkerPoolSize", "1")
     assert not knows(jvm, "spark.hadoop.fs.s3a.committer.nome", "file")
     assert not knows(jvm, "spark.executorEnv.RERANK_UDF_LEASE", "/tmp")
+    assert not knows(jvm, "spark.kubernetes.driverEnv.HF_HOMES", "/tmp")
     with pytest.raises(Exception, match=r"spark\.task\.maxFailures"):
         knows(jvm, "spark.task.maxFailures", "four")
 
@@ -497,3 +499,34 @@ def test_the_files_agree_with_one_another_and_with_the_code(name):
     cpus, _ = task_cpus({"spark.master": masters[name], **settings}, (4, 1))
     assert cpus == int(settings["spark.executor.cores"]) // int(gpus)
     assert "spark.executor.pyspark.memory" not in settings
+
+
+def test_what_the_files_fetch_as_they_stand():
+    fetched = {name: settings_of_file(name) for name in FILES}
+    assert fetched["yarn"]["spark.yarn.dist.archives"].endswith("/environment.tar.gz#environment")  # no model
+    assert not [name for name in FILES if "spark.archives" in fetched[name]]
+
+
+def test_a_model_packed_as_the_readme_says_is_found_where_spark_unpacks_it(tmp_path, hash_model, monkeypatch):
+    (command,) = re.findall(r"^(tar .+ model\.tar\.gz \.) ", (CONF / "README.md").read_text(), re.MULTILINE)
+    snapshot = tmp_path / "snapshot"  # of links, as in the hub's own cache
+    snapshot.mkdir()
+    for file in hash_model.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    subprocess.run(command.replace("FOLDER", str(snapshot)).split(), cwd=tmp_path, check=True, timeout=60)
+    worker = tmp_path / "worker"
+    (worker / "model").mkdir(parents=True)  # the name behind the #
+    unpack = ["tar", "-xzf", str(tmp_path / "model.tar.gz")]
+    subprocess.run(unpack, cwd=worker / "model", check=True, timeout=60)
+    monkeypatch.chdir(worker)
+    assert resolve_model("./model").digests == resolve_model(hash_model).digests
+
+
+def test_the_command_lines_name_the_settings_where_the_driver_looks():
+    rows = dict(
+        re.findall(r"^\| (YARN|Kubernetes) \| `(.+)` \|$", (CONF / "README.md").read_text(), re.MULTILINE)
+    )
+    yarn, kubernetes = (rows[name].split() for name in ("YARN", "Kubernetes"))
+    sent = {Path(file).name for file in yarn[yarn.index("--files") + 1].split(",")}
+    assert yarn[yarn.index("--config") + 1] in sent
+    assert kubernetes[kubernetes.index("--config") + 1].startswith("/opt/rerank_udf/conf/")
