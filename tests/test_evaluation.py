@@ -229,6 +229,29 @@ def test_with_top_k_oracle_and_chance_are_lists_as_short_as_the_rankings():
     assert row(found, "R@20")["recall_at_depth"] == 1.0
 
 
+def test_grades_below_zero_reach_no_measure_that_counts_grades(monkeypatch):
+    """-2, which TREC has, is an index into trec_eval's array of grades: the process ends, or not, as memory lies."""
+    given = []
+    original = on_driver.study.ir_measures.iter_calc
+    monkeypatch.setattr(
+        on_driver.study.ir_measures,
+        "iter_calc",
+        lambda measures, qrels, run: given.append(qrels) or original(measures, qrels, run),
+    )
+    found = evaluate(ranking({"q": "ab", "r": "ab"}), grades({"q": {"a": -2, "b": 1}, "r": {"a": -2}}))
+    assert {grade for qrels in given for of in qrels.values() for grade in of.values()} == {0, 1}
+    assert values(found, "RR@10") == {"q": 0.5, "r": 0.0}
+    assert values(found, "Judged@10") == {"q": 1.0, "r": 0.5}
+
+
+def test_a_grade_that_no_array_holds_is_named():
+    with pytest.raises(
+        InputError, match=r"query_id 'q', passage_id 'a', relevance 2147483648 has a grade above 1,000,000"
+    ):
+        evaluate(ranking({"q": "a"}), grades({"q": {"a": 2**31}}))
+    assert row(evaluate(ranking({"q": "xa"}), grades({"q": {"a": 1_000_000}})), "RR@10")["mean"] == 0.5
+
+
 def test_a_measure_that_divides_by_nothing_is_named():
     with pytest.raises(ConfigError, match=r"cannot compute one of Accuracy@10.*; leave that measure out"):
         evaluate(ranking({"q": "a"}), grades({"q": {"a": 1}}), measures=["Accuracy@10"])

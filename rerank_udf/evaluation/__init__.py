@@ -158,7 +158,7 @@ def evaluate(
 
     names = Names.of(judgements, rankings.values())
     shuffles = random_shuffles(len(names.queries))
-    study = Study(names, names.nested(*names.arrange(judgements)), parsed, seed, shuffles)
+    study = Study(names, names.judgements(judgements), parsed, seed, shuffles)
     runs = {system: Run.of(rows, judgements, names) for system, rows in rankings.items()}
     pool = runs[name if first is None else first].first(depth)
     values = study.measure_all(runs, pool, top_k)

@@ -8,6 +8,8 @@ from rerank_udf.tables import QUERY_ID
 
 MORE_THAN_ONCE = "stands there more than once; keep one"
 BELOW_ONE = "has a rank below 1; ranks count from 1"
+MOST_RELEVANT = 1_000_000  # a measure counts grades in an array of so many places
+TOO_RELEVANT = f"has a grade above {MOST_RELEVANT:,}; scale the grades down"
 SAME_RANK = "has a rank that another passage of the query has; an order without ties is expected"
 NO_QRELS = "qrels has no rows; at least one judged passage is needed to measure anything."
 

@@ -68,6 +68,8 @@ def wrong_rows(rows: Rows, is_ranking: bool) -> Iterator[tuple[str, Ints]]:
         yield contract.BELOW_ONE, np.flatnonzero(rows.value < 1)
         ranks = np.unique(rows.value, return_inverse=True)
         yield contract.SAME_RANK, _repeated(rows.query * len(ranks[0]) + ranks[1])
+    else:
+        yield contract.TOO_RELEVANT, np.flatnonzero(rows.value > contract.MOST_RELEVANT)
 
 
 def _encode(ids: pa.ChunkedArray, label: str) -> tuple[list[str], Ints]:

@@ -210,7 +210,7 @@ def _attribute(one: Attribute, table: pa.Table, where: tuple[int, str], findings
 def _values(part: Part, qrels: Rows, rankings: Mapping[str, Rows], findings: Findings) -> Values:
     """Measured as `evaluate` does it, and counted."""
     names = Names.of(qrels, rankings.values())
-    nested = names.nested(*names.arrange(qrels))
+    nested = names.judgements(qrels)
     study = Study(names, nested, parse_measures(part.measures), part.seed, part.shuffles)
     runs = {system: Run.of(rows, qrels, names) for system, rows in rankings.items()}
     pool = runs[part.baseline or part.systems[-1]].first(part.depth)

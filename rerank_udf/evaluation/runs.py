@@ -40,6 +40,12 @@ class Names:
         order = order[query[order] >= 0]
         return query[order], passage[order], rows.value[order]
 
+    def judgements(self, qrels: Rows) -> dict[str, dict[str, int]]:
+        """{query: {passage: grade}} with 0 for grades below it: trec_eval counts grades in arrays, before whose first
+        place -2 would write."""
+        query, passage, grade = self.arrange(qrels)
+        return self.nested(query, passage, np.maximum(grade, 0))
+
     def nested(self, query: Ints, passage: Ints, values: npt.NDArray[Any]) -> dict[str, dict[str, Any]]:
         """{query: {passage: value}}, which ir-measures takes as it is; rows stand query by query.
 
