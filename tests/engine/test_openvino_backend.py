@@ -16,7 +16,7 @@ import pytest
 from model_folders import bert_config, make_batch, write_model, xlmr_config
 
 import rerank_udf
-from rerank_udf.engine import load_scorer, openvino_backend, resolve_scorer
+from rerank_udf.engine import load_scorer, openvino_backend, openvino_graph, resolve_scorer
 from rerank_udf.engine.backend import Backend, PackedBatch
 from rerank_udf.engine.calibration import demo_pairs, file_name
 from rerank_udf.engine.int8 import Ranges, measure_ranges
@@ -52,6 +52,23 @@ def test_float32_logits_are_those_of_transformers(folder: Path, lengths: list[in
     expected = logits(PaddedBackend(folder, precision="float32", device="cpu"), batch)
     found = logits(OpenVinoBackend(folder, precision="float32"), batch)
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("streams", "kept"), [(1, 2000), (2, 1000), (16, 125), (64, 64)])
+def test_kernels_of_few_shapes_are_kept(
+    folder: Path, streams: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO's own limit, 5,000 a stream, took 7 GB in a long run of mini on two cores."""
+    asked = []
+    original = openvino_graph.ov.Core.compile_model
+
+    def compile_model(core: object, model: object, device: str, properties: dict[str, object]) -> object:
+        asked.append(properties["CPU_RUNTIME_CACHE_CAPACITY"])
+        return original(core, model, device, properties)
+
+    monkeypatch.setattr(openvino_graph.ov.Core, "compile_model", compile_model)
+    openvino_graph.compiled(openvino_graph.tail(read_weights(folder)), "f32", 1, streams=streams)
+    assert asked == [kept]
 
 
 def test_batches_under_way_at_once_keep_their_places(folder: Path) -> None:
