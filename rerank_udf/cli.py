@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -75,6 +76,10 @@ def rerank(config_path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
     config = load_config(config_path, overrides)
     spark = _session("rerank-udf rerank")
     evaluated = config.evaluation.qrels is not None and config.output.layout == "rows"
+    if config.evaluation.qrels is not None and not evaluated:
+        _console().print(
+            "evaluation.qrels: nothing is measured, since output.layout is nested; rows are measured"
+        )
     if evaluated:
         from rerank_udf.spark import assess
 
@@ -483,6 +488,9 @@ def _command_line() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; every expected failure is one sentence on standard error."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter shows a sign in its place
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         cli.main(
             args=None if arguments is None else list(arguments), prog_name="rerank-udf", standalone_mode=False

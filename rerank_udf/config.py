@@ -355,6 +355,22 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> JobConfig:
     return load_settings(path, overrides, JobConfig, "conf/rerank.yaml")
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a key that a section has twice: YAML would take the last one and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As SafeLoader's."""
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice in one section; keep one", key.start_mark
+                )
+            seen.add(key.value)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
 def load_settings(
     path: str | Path, overrides: Iterable[str], section: type[_Section], example: str
 ) -> _Section:
@@ -367,7 +383,7 @@ def load_settings(
     if not file.is_file():
         raise ConfigError(f"no settings file at {file}; start from {example}")
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        raw = yaml.load(file.read_text(encoding="utf-8"), _OnceLoader)  # a SafeLoader
     except (
         yaml.YAMLError,
         ValueError,

@@ -347,3 +347,11 @@ def test_a_readers_options_are_not_repeated_in_an_error(options):
     with pytest.raises(ConfigError, match=r"input\.candidates\.options.*found (int|str|list)") as caught:
         parse_config(raw)
     assert "12345678" not in str(caught.value)
+
+
+def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
+    """YAML takes the last one and says nothing: what the first one asked for would be lost."""
+    file = tmp_path / "job.yaml"
+    file.write_text("ranking: {top_k: 3}\nrun: {report: out}\nranking: {depth: 5}\n")
+    with pytest.raises(ConfigError, match=r"(?s)'ranking' stands twice in one section; keep one.*line 3"):
+        load_config(file)

@@ -125,6 +125,12 @@ def read_text(spark: SparkSession, path: str) -> str | None:
         stream.close()
 
 
+def is_file(spark: SparkSession, path: str) -> bool:
+    """Whether there is something at `path` that is no folder."""
+    system, place = _resolve(spark, path)
+    return bool(system.exists(place)) and not system.getFileStatus(place).isDirectory()
+
+
 def entries(spark: SparkSession, path: str) -> list[Entry]:
     """What lies in a folder, by name; empty where there is no such folder."""
     system, target = _resolve(spark, path)

@@ -29,6 +29,7 @@ _CSV_DEFAULTS = {
 
 _log = logging.getLogger(__name__)
 _TIME_TRAVEL = {"versionasof", "timestampasof", "snapshot-id", "as-of-timestamp", "branch", "tag"}
+_NOT_PARQUET = re.compile(r"(\S+) is not a Parquet file")
 _BAD_CSV = re.compile(r"\[MALFORMED_CSV_RECORD\] (.*)")
 _BAD_LINE = re.compile(r"\[MALFORMED_RECORD_IN_PARSING[^\]]*\] (.*)")
 
@@ -90,7 +91,9 @@ def _told(source: Source, label: str) -> Iterator[None]:
         raise InputError(f"{label} ({source}): {_reason(error, source)}") from None
     except PySparkException as error:
         raise InputError(f"{label} ({source}): {first_line(error)}") from None
-    except Exception as error:  # Spark passes this one on as the bare error of its gateway
+    except Exception as error:  # Spark passes these on as the bare errors of its gateway
+        if found := _NOT_PARQUET.search(str(error)):
+            raise InputError(_not_parquet(found, f"{label} ({source})")) from None
         if "DATA_SOURCE_NOT_FOUND" not in str(error):
             raise
         raise InputError(
@@ -126,12 +129,18 @@ def bad_lines_told() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Spark passes some on as the bare errors of its gateway
+        if found := _NOT_PARQUET.search(str(error)):
+            raise InputError(_not_parquet(found, "an input table")) from None
         found = _BAD_CSV.search(str(error)) or _BAD_LINE.search(str(error))
         if found is None:
             raise
         raise InputError(
             f"an input line cannot be read: {found[1]:.500} (CSV: is a text with a comma or quote in it not quoted?)"
         ) from None
+
+
+def _not_parquet(found: re.Match[str], table: str) -> str:
+    return f"{table}: {found[1]} is not a Parquet file; say what it is (format: csv, say), or take it out of the folder"
 
 
 def is_text_typed(source: Source) -> bool:

@@ -42,6 +42,7 @@ _CONFLICT = re.compile(
     r"DELTA_CONCURRENT|Concurrent\w+Exception|CommitFailedException|Found conflicting files|DELTA_PATH_EXISTS|"
     r"TABLE_OR_VIEW_ALREADY_EXISTS|AlreadyExistsException|DELTA_PROTOCOL_CHANGED|ProtocolChangedException"
 )
+_OF_A_WRITTEN_TABLE = re.compile(r"\.?(part-|_SUCCESS|_temporary|_committed_|_started_|\.spark-staging)")
 _DELTA_REFUSES = re.compile(r"[ ,;{}()\n\t=]")
 # What Iceberg stores a type as.
 _WIDENED = re.compile(r"\b(tinyint|smallint)\b")
@@ -113,6 +114,20 @@ def check(spark: SparkSession, schema: T.StructType, target: Target) -> None:
     with _told(target):
         if _existing_format(spark, columns, target) is None and target.format == "delta":
             _check_names_for_delta(schema, target)
+
+
+def check_replaced_folder(spark: SparkSession, path: str, label: str) -> None:
+    """Raise InputError where writing a table to `path` would replace anything but a table that Spark has written."""
+    if files.is_file(spark, path):
+        raise InputError(
+            f"{label}: {path} is a file, and a folder would replace it; give a folder of its own"
+        )
+    foreign = sorted(name for name in files.children(spark, path) if not _OF_A_WRITTEN_TABLE.match(name))
+    if foreign:
+        raise InputError(
+            f"{label}: {path} holds {foreign[0]!r}, which no such table has, and all of the folder would be replaced; "
+            "give a folder of its own"
+        )
 
 
 def _check_names_for_delta(schema: T.StructType, target: Target) -> None:

@@ -74,7 +74,7 @@ def remembered_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """sha256 by file name, computed once per node while size and modification time stay as they are."""
     place = folder.absolute()
     record = cache_root() / "digests" / f"{hashlib.sha256(str(place).encode()).hexdigest()[:32]}.json"
-    known = json.loads(record.read_text()) if record.is_file() else {}
+    known = _remembered(record)
     current: dict[str, list[int | str]] = {}
     for name in names:
         stat = (place / name).stat()
@@ -84,6 +84,15 @@ def remembered_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
     if any(known.get(name) != entry for name, entry in current.items()):
         write_atomically(record, json.dumps(known | current))
     return {name: str(entry[2]) for name, entry in current.items()}
+
+
+def _remembered(record: Path) -> dict[str, list[int | str]]:
+    """What stands there; nothing where there is no such file, or one that a full disk left half written."""
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def complete_folder(target: Path, build: Callable[[Path], dict[str, str]]) -> Path:

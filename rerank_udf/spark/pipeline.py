@@ -146,6 +146,7 @@ def _check_target(spark: SparkSession, config: JobConfig, prepared: Prepared) ->
     """Raise InputError where the result could not be published in the end: other columns, say, or no such mode."""
     result = outcome(prepared.rows, Scored(None, None).as_one(prepared.rows), config.ranking)
     targets.check(spark, _as_published(result, config).schema, config.output.reranked)
+    targets.check_replaced_folder(spark, config.output.rejects.path, "output.rejects.path")
 
 
 def _as_published(decided: Outcome, config: JobConfig) -> DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -218,6 +219,18 @@ class TrainingConfig(Settings):
     def needs_spark(self) -> bool:
         """Whether a table is anything but a local Parquet path read as it is."""
         return any(not one.is_plain_parquet() for single in self.sets for one in single.sources().values())
+
+    @model_validator(mode="after")
+    def _output_replaces_nothing_else(self) -> TrainingConfig:
+        target = Path(self.output).absolute()
+        for name, place in (("work", self.work), ("base", self.base)):
+            other = Path(place).absolute()
+            if target in (other, *other.parents):
+                raise ValueError(
+                    f"output ({self.output}) is or holds {name} ({place}), and the model replaces that whole folder; "
+                    "give it one of its own"
+                )
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> TrainingConfig:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import time
@@ -31,6 +32,21 @@ def test_a_digest_is_computed_once_while_the_file_stays(
     first = remembered_digests(tmp_path, ["file"])
     monkeypatch.setattr(cache, "file_digest", lambda path: pytest.fail("read again"))
     assert remembered_digests(tmp_path, ["file"]) == first
+
+
+@pytest.mark.parametrize("left", ["", "{", "[]"])
+def test_a_record_of_digests_that_is_no_record_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    monkeypatch.setenv("RERANK_UDF_CACHE", str(tmp_path / "cache"))
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    first = remembered_digests(model, ["config.json"])
+    (record,) = (tmp_path / "cache/digests").iterdir()
+    record.write_text(left)
+    assert remembered_digests(model, ["config.json"]) == first
+    assert json.loads(record.read_text())
 
 
 def test_a_changed_file_gets_another_digest(tmp_path: Path) -> None:

@@ -552,3 +552,31 @@ def test_before_spark_4_arrow_batches_are_kept_small(session_settings):
     with small_arrow_batches(session_of("3.5.4", spark), staged):
         assert spark.conf.get(setting) == "63"
     assert spark.conf.get(setting) == before
+
+
+def test_a_folder_of_other_things_is_not_replaced_by_the_rejects(spark, hash_model, tmp_path):
+    write_inputs(spark, tmp_path)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "precious.txt").write_text("x")
+    for place, sentence in (
+        (mine, "holds 'precious.txt', which no such table has, and all of the folder would be replaced"),
+        (mine / "precious.txt", "is a file, and a folder would replace it"),
+        (hash_model, "holds 'config.json', which no such table has"),
+    ):
+        output = {"reranked": {"path": str(tmp_path / "out/reranked")}, "rejects": {"path": str(place)}}
+        with pytest.raises(InputError, match=f"output.rejects.path: .* {sentence}"):
+            run(spark, settings(tmp_path, hash_model, output=output))
+    assert (mine / "precious.txt").read_text() == "x"
+    assert (hash_model / "config.json").is_file()
+
+
+def test_a_table_that_is_no_parquet_is_a_sentence(spark, hash_model, tmp_path):
+    write_inputs(spark, tmp_path)
+    (tmp_path / "candidates.csv").write_text("query_id,passage_id\nq1,p1\n")
+    source = {"candidates": {"path": str(tmp_path / "candidates.csv")}}
+    inputs = settings(tmp_path, hash_model).model_dump()["input"]
+    with pytest.raises(
+        InputError, match=r"candidates.csv is not a Parquet file; say what it is \(format: csv, say\)"
+    ):
+        run(spark, settings(tmp_path, hash_model, input={**inputs, **source}))

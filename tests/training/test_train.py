@@ -328,3 +328,11 @@ def test_checkpoints_of_another_program_are_left_alone(faq, tiny_xlmr):
     with pytest.raises(ConfigError, match="checkpoints of another program"):
         train(configured(faq, tiny_xlmr), QUIET)
     assert other.is_dir()
+
+
+@pytest.mark.parametrize(("output", "named"), [("work", "work"), (".", "base"), ("base", "base")])
+def test_a_model_replaces_no_checkpoints_and_no_base(faq, tiny_xlmr, output, named):
+    raw = settings(faq, str(faq / "base"))
+    raw |= {"work": str(faq / "work"), "output": str(faq / output)}
+    with pytest.raises(ValueError, match=f"is or holds {'work' if output == '.' else named} "):
+        TrainingConfig.model_validate(raw)
