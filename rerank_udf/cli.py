@@ -240,7 +240,8 @@ def stats(config_path: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @_only_reads
 def verify(config_path: str, overrides: tuple[str, ...]) -> None:
     """Read every file of the store; name the damaged ones and end with 1 where there are any."""
-    damage = _store(config_path, overrides).verify()
+    opened = _store(config_path, overrides)
+    damage = opened.verify()
     for one in damage:  # a line each and none cut short: a path is copied from it
         _console().print(
             f"{one.file}: {one.problem} (model_key {one.model_key})", soft_wrap=True, markup=False
@@ -251,7 +252,10 @@ def verify(config_path: str, overrides: tuple[str, ...]) -> None:
             "their pairs are then scored again",
             1,
         )
-    _console().print("every file is sound")
+    if opened.stats():
+        _console().print("every file is sound")
+    else:
+        _console().print(f"there are no facts in {opened.place}: is it the right place?", markup=False)
 
 
 @store.command()

@@ -355,3 +355,11 @@ def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
     file.write_text("ranking: {top_k: 3}\nrun: {report: out}\nranking: {depth: 5}\n")
     with pytest.raises(ConfigError, match=r"(?s)'ranking' stands twice in one section; keep one.*line 3"):
         load_config(file)
+
+
+def test_a_min_score_that_no_sigmoid_reaches_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"min_score \(5\) is reached by nothing.*set activation to identity"
+    ):
+        parse_section(Ranking, {"min_score": 5}, where="ranking")
+    assert parse_section(Ranking, {"min_score": 5, "activation": "identity"}, where="ranking").min_score == 5

@@ -107,6 +107,11 @@ def check(spark: SparkSession, schema: T.StructType, target: Target) -> None:
     The same that `publish` checks, for before the work.
     """
     if target.path and target.format == "parquet":
+        if "_delta_log" in files.children(spark, target.path):
+            raise InputError(
+                f"{_label(target)} is a Delta table, whose readers would not see Parquet files beside it; set "
+                "output.reranked.format to delta, or give another path"
+            )
         return
     columns = types_of(schema)
     if target.run_date is not None:

@@ -179,6 +179,11 @@ def _number(
     That is: text that is no number, NaN and infinities (no order, no mean), a rank below 1 or beyond int.
     """
     if name not in table:
+        if name != setting:  # asked for by name; under the usual one it may be absent
+            raise InputError(
+                f"{table.label} has no column {name!r} (it has {', '.join(table.internal)}); name the right one in "
+                f"input.columns.{setting}, or leave that setting out"
+            )
         return F.lit(None).cast(target), F.lit(None).cast("string")
     parsed = lenient and isinstance(table.types[name], T.StringType)
     expected = "a whole number from 1" if target == "int" else "a finite number"

@@ -630,3 +630,20 @@ def test_preparing_runs_no_job(spark):
         assert list(tracker.getJobIdsForGroup("prepare")) == []
     finally:
         spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)
+
+
+@pytest.mark.parametrize("setting", ["score", "rank"])
+def test_a_score_or_rank_that_is_asked_for_and_not_there_is_named(spark, setting):
+    """Under its usual name it may be absent: then the other one orders, or none does."""
+    table = frame(
+        spark,
+        [("q", "p", "t", "u", 1)],
+        f"query_id string, passage_id string, query string, passage string, {setting} int",
+    )
+    wrong = Columns(**{setting: "misspelt"})
+    with pytest.raises(
+        InputError,
+        match=rf"no column 'misspelt' \(it has .*{setting}.*\); name the right one in input.columns.{setting}",
+    ):
+        prepare(table, None, None, Shape(columns=wrong, keep_columns="none"))
+    prepare(table, None, None, Shape(keep_columns="none"))

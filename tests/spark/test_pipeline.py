@@ -580,3 +580,12 @@ def test_a_table_that_is_no_parquet_is_a_sentence(spark, hash_model, tmp_path):
         InputError, match=r"candidates.csv is not a Parquet file; say what it is \(format: csv, say\)"
     ):
         run(spark, settings(tmp_path, hash_model, input={**inputs, **source}))
+
+
+def test_parquet_is_not_published_into_a_delta_table(spark, hash_model, tmp_path):
+    write_inputs(spark, tmp_path)
+    (tmp_path / "out/reranked/_delta_log").mkdir(parents=True)
+    with pytest.raises(
+        InputError, match=r"out/reranked is a Delta table.*set output.reranked.format to delta"
+    ):
+        run(spark, settings(tmp_path, hash_model))
