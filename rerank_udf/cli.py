@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.console import Console
 
-from rerank_udf import __version__
+from rerank_udf import __version__, errors
 from rerank_udf.config import JobConfig, Model, load_config, load_settings, parse_section
 from rerank_udf.errors import ConfigError, NotEvaluatedError, RerankError
 
@@ -509,15 +509,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("RERANK_UDF_DEBUG"):
             raise
-        _fail(_worker_error(error) or _place_error(error) or _any_error(error), 1)
+        if (raised := _worker_error(error)) is not None:
+            _fail(str(raised), raised.exit_code)
+        _fail(_place_error(error) or _any_error(error), 1)
 
 
-def _worker_error(error: Exception) -> str | None:
-    """The sentence that a Python worker raised, out of Spark's long message; None for anything else."""
+def _worker_error(error: Exception) -> RerankError | None:
+    """What a Python worker raised, out of Spark's long message; None for anything but an error of ours."""
     marker = "rerank_udf.errors."
     for line in str(error).splitlines():
         if line.startswith(marker):
-            return line.removeprefix(marker).split(": ", 1)[-1]
+            name, _, sentence = line.removeprefix(marker).partition(": ")
+            found = RerankError(sentence)
+            found.exit_code = getattr(getattr(errors, name, None), "exit_code", RerankError.exit_code)
+            return found
     return None
 
 

@@ -495,3 +495,19 @@ def test_without_a_java_that_spark_takes_the_error_says_what_to_install(
         monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     with pytest.raises(ConfigError, match=sentence):
         session._check_java()
+
+
+@pytest.mark.parametrize(("raised", "code"), [("ConfigError", 2), ("StoreError", 1), ("NoSuchError", 1)])
+def test_what_a_worker_raises_ends_with_its_own_exit_code(monkeypatch, capsys, raised, code):
+    """Spark wraps it into an error of its own, with the traceback as text."""
+
+    def fails(*_arguments, **_names):
+        raise RuntimeError(
+            f"An exception was thrown\nTraceback\nrerank_udf.errors.{raised}: no: such device\n"
+        )
+
+    monkeypatch.setattr(cli.cli, "main", fails)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["doctor"])
+    assert ended.value.code == code
+    assert capsys.readouterr().err.startswith("rerank-udf: no: such device\n")
