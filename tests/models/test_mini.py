@@ -272,7 +272,12 @@ def trained(
         "input": {"candidates": source, "queries": source, "passages": source},
         "qrels": source,
     }
-    given = {"base": str(base), "sets": [one], "schedule": {"steps": 2}, "work": str(model.parent)}
+    given = {
+        "base": str(base),
+        "sets": [one],
+        "schedule": {"steps": 2, "warmup_steps": 0},
+        "work": str(model.parent),
+    }
     return TrainingConfig.model_validate(given), model
 
 
