@@ -132,7 +132,8 @@ def test_too_many_rejects_end_with_3(run, spark, job, tmp_path):
         ),
         (
             ["input.columns.score=bm25", "output.keep_columns=none", "ranking.depth=3"],
-            "depth needs a first-stage order",
+            "candidates has no column 'bm25' (it has query_id, passage_id, score, source); name the right one in "
+            "input.columns.score",
         ),
         (
             ["input.columns.query_id=qid"],
