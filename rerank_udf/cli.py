@@ -75,11 +75,10 @@ def rerank(config_path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Rerank the configured candidates and publish them."""
     config = load_config(config_path, overrides)
     spark = _session("rerank-udf rerank")
-    evaluated = config.evaluation.qrels is not None and config.output.layout == "rows"
-    if config.evaluation.qrels is not None and not evaluated:
-        _console().print(
-            "evaluation.qrels: nothing is measured, since output.layout is nested; rows are measured"
-        )
+    evaluated = config.evaluation.qrels is not None
+    if evaluated and config.output.layout == "nested":
+        _console().print("evaluation.qrels: nothing is measured, since output.layout is nested")
+        evaluated = False
     if evaluated:
         from rerank_udf.spark import assess
 

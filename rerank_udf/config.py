@@ -433,7 +433,7 @@ def _with_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
         if not sign or not key:
             raise ConfigError(f"--set takes key.path=value, found {text!r}")
         try:
-            parsed = yaml.safe_load(value)
+            parsed = yaml.load(value, _OnceLoader)
         except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(f"--set {key}: the value is not YAML: {value!r}; put it in quotes") from error
         section = raw

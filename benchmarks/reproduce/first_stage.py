@@ -7,23 +7,25 @@ read, embedded and compared block by block and their vectors dropped, so that on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.dataset as ds
 import torch
 from rich.console import Console
 from rich.progress import track
 
+from rerank_udf.formats.folders import PASSAGES, QRELS, QUERIES, TITLE, find_table, read_rows
 from rerank_udf.packing import plan_batches
+from rerank_udf.tables import PASSAGE, PASSAGE_ID, QUERY, QUERY_ID
 
-PASSAGES = 50_000  # embedded at once
-QUERIES = 4_096  # compared with them at once
+BLOCK = 50_000  # passages, embedded at once
+COMPARED = 4_096  # queries, compared with them at once
 
 
 class Encoder:
@@ -78,8 +80,8 @@ class Nearest:
     def see(self, passages: torch.Tensor) -> None:
         """Compare with the next passages, (n, width)."""
         depth = self.scores.shape[1]
-        for start in range(0, len(self._queries), QUERIES):
-            rows = slice(start, start + QUERIES)
+        for start in range(0, len(self._queries), COMPARED):
+            rows = slice(start, start + COMPARED)
             scores, places = (self._queries[rows] @ passages.T).topk(min(depth, len(passages)))
             all_scores = torch.cat([self.scores[rows], scores.cpu()], dim=1)
             all_places = torch.cat([self.places[rows], places.cpu() + self.seen], dim=1)
@@ -108,39 +110,22 @@ def main(
     depth: int,
 ) -> None:
     """Write FOLDER/candidates.parquet from FOLDER's queries and passages (parquet files or folders)."""
-    queries = pd.read_parquet(_table(folder, "queries"))
-    judged = pd.read_parquet(_table(folder, "qrels"))["query_id"].unique()
-    queries = queries[queries["query_id"].isin(judged)]
-    passages = ds.dataset(_table(folder, "passages"))
+    tables = {name: find_table(folder, name) for name in (QUERIES, PASSAGES, QRELS)}
+    judged = {query for (query,) in read_rows(tables[QRELS], [QUERY_ID])}
+    queries = [row for row in read_rows(tables[QUERIES], [QUERY_ID, QUERY]) if row[0] in judged]
     encoder = Encoder(model, revision, pooling, max_length)
-    nearest = Nearest(encoder.encode([query_prefix + text for text in queries["query"]]), depth)
-    ids = []
-    columns = [name for name in ("passage_id", "title", "passage") if name in passages.schema.names]
-    blocks = -(-passages.count_rows() // PASSAGES)
-    for block in track(_blocks(passages, columns), "passages", total=blocks, transient=True):
-        titles = block["title"].fillna("") if "title" in block else pd.Series("", index=block.index)
-        texts = (titles + " " + block["passage"]).str.strip()
-        nearest.see(encoder.encode([passage_prefix + text for text in texts]))
-        ids.append(block["passage_id"])
-    found = _candidates(queries["query_id"].to_numpy(), pd.concat(ids).to_numpy(), nearest)
+    nearest = Nearest(encoder.encode([query_prefix + text for _, text in queries]), depth)
+    passages = read_rows(tables[PASSAGES], [PASSAGE_ID, PASSAGE], [TITLE])
+    blocks = -(-ds.dataset(tables[PASSAGES]).count_rows() // BLOCK)
+    ids: list[str] = []
+    for _ in track(range(blocks), "passages", transient=True):
+        block = list(islice(passages, BLOCK))
+        texts = [passage_prefix + f"{title or ''} {text}".strip() for _, text, title in block]
+        nearest.see(encoder.encode(texts))
+        ids += [key for key, _, _ in block]
+    found = _candidates(np.array([key for key, _ in queries]), np.array(ids), nearest)
     found.to_parquet(folder / "candidates.parquet", index=False)
     Console().print(f"{len(queries):,} queries · {nearest.seen:,} passages · {len(found):,} candidates")
-
-
-def _blocks(passages: ds.Dataset, columns: list[str]) -> Iterator[pd.DataFrame]:
-    waiting: list[pa.RecordBatch] = []
-    for batch in passages.to_batches(columns=columns, batch_size=PASSAGES):
-        waiting.append(batch)
-        if sum(map(len, waiting)) >= PASSAGES:
-            yield pa.Table.from_batches(waiting).to_pandas()
-            waiting = []
-    if waiting:
-        yield pa.Table.from_batches(waiting).to_pandas()
-
-
-def _table(folder: Path, name: str) -> Path:
-    path = folder / f"{name}.parquet"
-    return path if path.exists() else folder / name
 
 
 def _candidates(query_ids: Any, passage_ids: Any, nearest: Nearest) -> pd.DataFrame:

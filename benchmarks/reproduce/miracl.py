@@ -11,25 +11,15 @@ Ids begin with the language (`sw|12#0`), so that all languages together are one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import click
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from rerank_udf.errors import InputError
+from rerank_udf.formats.folders import LANG, PASSAGES, QRELS, QUERIES, TITLE, FolderWriter
 from rerank_udf.formats.lines import Line, read_lines
-
-ROWS_AT_ONCE = 100_000
-TABLES = {
-    "queries": ("query_id", "query", "lang"),
-    "passages": ("passage_id", "title", "passage"),
-    "qrels": ("query_id", "passage_id", "relevance"),
-}
+from rerank_udf.tables import PASSAGE, PASSAGE_ID, QUERY, QUERY_ID, RELEVANCE
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,13 +40,18 @@ def tables(files: Path, language: str, folder: Path) -> dict[str, int]:
     topics = _found(files, f"topics.miracl-v1.0-{language}-dev.tsv")[0]
     judged = _found(files, f"qrels.miracl-v1.0-{language}-dev.tsv")[0]
     corpus = _found(files, f"miracl-corpus-v1.0-{language}/docs-*.jsonl.gz")
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = {
-        "queries": (_question(line, language) for line in read_lines(topics)),
-        "passages": (_passage(line, language) for file in corpus for line in read_lines(file)),
-        "qrels": (_judgement(line, language) for line in read_lines(judged)),
-    }
-    return {name: _write(folder / f"{name}.parquet", TABLES[name], rows[name]) for name in TABLES}
+    with FolderWriter(folder, overwrite=True) as written:
+        queries = written.table(QUERIES, QUERY_ID, QUERY, LANG)
+        for line in read_lines(topics):
+            queries.add(*_question(line, language))
+        passages = written.table(PASSAGES, PASSAGE_ID, TITLE, PASSAGE)
+        for file in corpus:
+            for line in read_lines(file):
+                passages.add(*_passage(line, language))
+        qrels = written.table(QRELS, QUERY_ID, PASSAGE_ID, RELEVANCE)
+        for line in read_lines(judged):
+            qrels.add(*_judgement(line, language))
+    return written.rows()
 
 
 def _found(files: Path, pattern: str) -> list[Path]:
@@ -81,26 +76,6 @@ def _passage(line: Line, language: str) -> tuple[str, str, str]:
 def _judgement(line: Line, language: str) -> tuple[str, str, int]:
     query, _, passage, relevance = line.words("query Q0 passage relevance")
     return f"{language}|{query}", f"{language}|{passage}", line.whole_number(relevance, "relevance")
-
-
-def _write(path: Path, names: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> int:
-    schema = pa.schema([(name, pa.int64() if name == "relevance" else pa.string()) for name in names])
-    count = 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for block in _blocks(rows):
-            columns = [
-                pa.array(column, field.type)
-                for column, field in zip(zip(*block, strict=True), schema, strict=True)
-            ]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-            count += len(block)
-    return count
-
-
-def _blocks(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    waiting = iter(rows)
-    while block := list(islice(waiting, ROWS_AT_ONCE)):
-        yield block
 
 
 if __name__ == "__main__":

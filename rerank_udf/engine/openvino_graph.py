@@ -21,7 +21,7 @@ Node = Any  # openvino's graph nodes; it ships no types
 Product = Callable[[str, Node, Linear], Node]
 """(name, (…, in), layer) → (…, out): how a linear layer of the body is computed."""
 
-_KERNELS_KEPT = 2_000  # by all streams together: some half a gigabyte
+_KERNELS_KEPT = 2_000  # by all streams together: with mini some half a gigabyte
 
 
 def body(weights: ModelWeights, *, half_tables: bool, product: Product | None = None) -> ov.Model:
@@ -76,8 +76,8 @@ def compiled(model: ov.Model, hint: str, threads: int, *, streams: int) -> ov.Co
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": streams,
         "ENABLE_CPU_PINNING": False,
-        # A stream keeps its kernels for so many shapes, 5,000 by default: gigabytes, since we compute no padding and
-        # nearly every batch has a shape of its own. What none keeps costs mini 12 % with short texts, this nothing.
+        # A stream keeps so many kernels, by default 5,000: gigabytes, since without padding nearly every batch has a
+        # shape of its own. With short texts mini takes 12 % longer if none are kept, and no longer with these.
         "CPU_RUNTIME_CACHE_CAPACITY": max(64, _KERNELS_KEPT // streams),
     }
     return ov.Core().compile_model(model, "CPU", properties)

@@ -23,6 +23,7 @@ PASSAGES = "passages"
 CANDIDATES = "candidates"
 QRELS = "qrels"
 TITLE = "title"
+LANG = "lang"
 
 TYPES = {
     QUERY_ID: pa.string(),
@@ -30,6 +31,7 @@ TYPES = {
     QUERY: pa.string(),
     PASSAGE: pa.string(),
     TITLE: pa.string(),
+    LANG: pa.string(),
     SCORE: pa.float64(),
     RANK: pa.int64(),
     RELEVANCE: pa.int64(),

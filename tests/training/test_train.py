@@ -330,9 +330,9 @@ def test_checkpoints_of_another_program_are_left_alone(faq, tiny_xlmr):
     assert other.is_dir()
 
 
-@pytest.mark.parametrize(("output", "named"), [("work", "work"), (".", "base"), ("base", "base")])
+@pytest.mark.parametrize(("output", "named"), [("work", "work"), (".", "work"), ("base", "base")])
 def test_a_model_replaces_no_checkpoints_and_no_base(faq, tiny_xlmr, output, named):
     raw = settings(faq, str(faq / "base"))
     raw |= {"work": str(faq / "work"), "output": str(faq / output)}
-    with pytest.raises(ValueError, match=f"is or holds {'work' if output == '.' else named} "):
+    with pytest.raises(ValueError, match=f"is or holds {named} "):
         TrainingConfig.model_validate(raw)
