@@ -144,9 +144,9 @@ class Ranking(Settings):
 
     @model_validator(mode="after")
     def _something_can_reach_min_score(self) -> Ranking:
-        if self.activation == "sigmoid" and self.min_score is not None and self.min_score >= 1:
+        if self.activation == "sigmoid" and self.min_score is not None and self.min_score > 1:
             raise ValueError(
-                f"min_score ({self.min_score:g}) is reached by nothing: scores are sigmoids, below 1; for a threshold "
+                f"min_score ({self.min_score:g}) is reached by nothing: scores are sigmoids, at most 1; for a threshold "
                 "on logits set activation to identity"
             )
         return self
