@@ -146,8 +146,8 @@ class Ranking(Settings):
     def _something_can_reach_min_score(self) -> Ranking:
         if self.activation == "sigmoid" and self.min_score is not None and self.min_score > 1:
             raise ValueError(
-                f"min_score ({self.min_score:g}) is reached by nothing: scores are sigmoids, at most 1; for a threshold "
-                "on logits set activation to identity"
+                f"min_score ({self.min_score:g}) is reached by nothing: scores are sigmoids, at most 1; for a "
+                "threshold on logits set activation to identity"
             )
         return self
 
