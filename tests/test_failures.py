@@ -2,7 +2,7 @@
 
 import pytest
 
-from rerank_udf.lake.failures import innermost_cause, place_failure
+from rerank_udf.lake.failures import innermost_cause, place_failure, unreadable_file
 
 DELTA = (
     "An error occurred while calling o1567.save.\n"
@@ -19,6 +19,18 @@ OTHER = (
     "\tat org.apache.spark.Foo\nCaused by: java.lang.IllegalStateException: half a block\n\tat org.apache.Bar\n"
 )
 BARE = "An error occurred while calling o7.load.\n: java.lang.IllegalArgumentException: no such thing\n\tat a.b.C\n"
+WORKER = (
+    "\n  An exception was thrown from the Python worker. Please see the stack trace below.\n"
+    "Traceback (most recent call last):\n"
+    '  File "/opt/pyspark/worker_util.py", line 88, in check_python_version\n    raise PySparkRuntimeError(\n'
+    "pyspark.errors.exceptions.base.PySparkRuntimeError: [PYTHON_VERSION_MISMATCH] Python in worker is another.\n\n"
+    "JVM stacktrace:\norg.apache.spark.api.python.PythonException: Traceback\n\tat org.apache.spark.Foo\n"
+)
+DAMAGED = (
+    "An error occurred while calling o985.parquet.\n: org.apache.spark.SparkException: [FAILED_READ_FILE.NO_HINT] "
+    "Encountered error while reading file file:///d/c.parquet.  SQLSTATE: KD001\n\tat org.apache.spark.Foo\n"
+    "Caused by: java.io.IOException: can not read class PageHeader\n\tat org.apache.Bar\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +49,8 @@ def test_what_a_disk_says_is_found_anywhere_in_a_stack(message, place):
     ("message", "cause"),
     [
         (OTHER, "java.lang.IllegalStateException: half a block"),
+        (WORKER, "PySparkRuntimeError: [PYTHON_VERSION_MISMATCH] Python in worker is another."),
+        (DAMAGED, "java.io.IOException: can not read class PageHeader"),
         (BARE, "java.lang.IllegalArgumentException: no such thing"),
         ("plain words\nand more", "plain words"),
         ("", "RuntimeError"),
@@ -44,3 +58,8 @@ def test_what_a_disk_says_is_found_anywhere_in_a_stack(message, place):
 )
 def test_the_innermost_cause_is_one_line(message, cause):
     assert innermost_cause(RuntimeError(message)) == cause
+
+
+def test_the_file_that_could_not_be_read_is_found():
+    assert unreadable_file(RuntimeError(DAMAGED)) == "file:///d/c.parquet"
+    assert unreadable_file(RuntimeError(FULL)) is None

@@ -12,20 +12,35 @@ _PLACE = re.compile(
 _CAUSED = "Caused by: "
 _CLASS = re.compile(r"^(?:[\w$]+\.)+[\w$]+: ")
 _PY4J = re.compile(r"^An error occurred while calling [^\n]*\n:\s*")
+# The line that ends a worker's traceback.
+_RAISED = re.compile(
+    r"^Traceback \(most recent call last\):\n(?:[ \t][^\n]*\n|\n)+(?:[\w]+\.)*([^\n]+)", re.MULTILINE
+)
+_READING = re.compile(r"rror while reading file (\S+?)\.?\s")
 _LONGEST = 300
 
 
 def innermost_cause(error: BaseException) -> str:
     """The cause in a message with Java stacks, on one line of at most 300 characters.
 
-    What a disk or its rights say, where one of them is to blame; else the innermost cause.
+    What a disk or its rights say, where one of them is to blame; else what a Python worker raised, or the innermost
+    cause.
     """
     found = place_failure(error)
     if found is not None:
         return found
+    raised = _RAISED.findall(str(error))
+    if raised:
+        return str(raised[-1])[:_LONGEST]
     lines = [line.strip() for line in _PY4J.sub("", str(error)).splitlines() if line.strip()]
     causes = [line.removeprefix(_CAUSED) for line in lines if line.startswith(_CAUSED)]
     return (causes or lines or [type(error).__name__])[-1 if causes else 0][:_LONGEST]
+
+
+def unreadable_file(error: BaseException) -> str | None:
+    """The file that a message with Java stacks names as one that could not be read; None where it names none."""
+    found = _READING.search(str(error))
+    return found[1] if found else None
 
 
 def place_failure(error: BaseException) -> str | None:

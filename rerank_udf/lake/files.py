@@ -7,7 +7,10 @@ both at once. Needs a classic session (a JVM at hand), which every job has.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
+import re
 import shutil
 import time
 import uuid
@@ -17,8 +20,29 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from rerank_udf.errors import InputError
+from rerank_udf.lake.failures import innermost_cause
+
 # Where one PUT is atomic, a rename is a copy, and a folder has no time of its own.
 _OBJECT_STORES = {"s3", "s3a", "s3n", "gs", "oss", "cosn", "obs", "wasb", "wasbs", "dbfs"}
+PROBE = ".rerank_udf-probe-"
+# What brings the client of a scheme; {hadoop} is the version of Spark's own Hadoop.
+_CONNECTORS = {
+    "s3a": "org.apache.hadoop:hadoop-aws:{hadoop}",
+    "abfs": "org.apache.hadoop:hadoop-azure:{hadoop}",
+    "abfss": "org.apache.hadoop:hadoop-azure:{hadoop}",
+    "wasb": "org.apache.hadoop:hadoop-azure:{hadoop}",
+    "wasbs": "org.apache.hadoop:hadoop-azure:{hadoop}",
+    "oss": "org.apache.hadoop:hadoop-aliyun:{hadoop}",
+    "cosn": "org.apache.hadoop:hadoop-cos:{hadoop}",
+    "obs": "org.apache.hadoop:hadoop-huaweicloud:{hadoop}",
+    "gs": "com.google.cloud.bigdataoss:gcs-connector",
+}
+_NO_SCHEME = re.compile(r"No FileSystem for scheme:? \"?([\w.+-]+)")
+_NO_CLASS = re.compile(  # of a client or of what it builds upon; not a class that the user's own settings name
+    r"(?:ClassNotFoundException|NoClassDefFoundError): (?:Class )?"
+    r"((?:org[./]apache[./]hadoop|software[./]amazon|com[./](?:amazonaws|azure|microsoft|google))[\w.$/]*)"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -85,6 +109,23 @@ def write_text(spark: SparkSession, path: str, text: str) -> None:
     context.rename(partial_path, target, options)
 
 
+def refusal(spark: SparkSession, path: str) -> str | None:
+    """Why nothing can be written into the folder `path`, there or still to be made; None where it can.
+
+    On this machine by the rights of the nearest folder that is there; elsewhere by an empty file, deleted again.
+    """
+    local = local_path(spark, path)
+    if local is not None:
+        return local_refusal(local)
+    system, probe = _resolve(spark, f"{path.rstrip('/')}/{PROBE}{uuid.uuid4().hex[:8]}")
+    try:
+        _create(system, probe, "")
+        system.delete(probe, False)
+    except Exception as error:
+        return innermost_cause(error)
+    return None
+
+
 def remove(spark: SparkSession, path: str) -> None:
     """Delete a file or folder with all in it; nothing happens where it does not exist, or others delete it too.
 
@@ -121,6 +162,19 @@ def read_text(spark: SparkSession, path: str) -> str | None:
     stream = system.open(target)
     try:
         return bytes(_jvm(spark).org.apache.commons.io.IOUtils.toByteArray(stream)).decode("utf-8")
+    finally:
+        stream.close()
+
+
+def first_bytes(spark: SparkSession, path: str, count: int) -> bytes:
+    """The first bytes of a file, as many as it has; none where it cannot be read."""
+    system, place = _resolve(spark, path)
+    try:
+        stream = system.open(place)
+    except Exception:
+        return b""
+    try:
+        return bytes(byte for byte in (stream.read() for _ in range(count)) if byte >= 0)
     finally:
         stream.close()
 
@@ -194,6 +248,16 @@ def s3_options(spark: SparkSession, path: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
+def local_refusal(path: Path) -> str | None:
+    """`refusal` for a folder of this machine, without Spark."""
+    there = next(folder for folder in (path, *path.parents) if os.access(folder, os.F_OK))
+    if not there.is_dir():
+        return f"{there} is a file"
+    if os.statvfs(there).f_flag & os.ST_RDONLY:
+        return f"{there}: {os.strerror(errno.EROFS)}"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{there}: {os.strerror(errno.EACCES)}"
+
+
 def _remove_local(path: Path) -> None:
     while path.is_dir() and not path.is_symlink():
         with contextlib.suppress(FileNotFoundError):  # somebody else deletes there as well
@@ -210,8 +274,36 @@ def _create(system: Any, path: Any, text: str) -> None:
 
 
 def _resolve(spark: SparkSession, path: str) -> tuple[Any, Any]:
+    """The file system of a path, and the path for it. Raises InputError where Spark has no client for its scheme."""
     hadoop_path = _jvm(spark).org.apache.hadoop.fs.Path(path)
-    return hadoop_path.getFileSystem(_hadoop_conf(spark)), hadoop_path
+    try:
+        return hadoop_path.getFileSystem(_hadoop_conf(spark)), hadoop_path
+    except Exception as error:
+        if (sentence := no_client(spark, path, error)) is None:
+            raise
+        raise InputError(f"{path}: {sentence}") from None
+
+
+def no_client(spark: SparkSession, path: str, error: Exception) -> str | None:
+    """What to add where `error` says that this Spark has no client for the path's scheme; None for anything else."""
+    unknown, absent = _NO_SCHEME.search(str(error)), _NO_CLASS.search(str(error))
+    scheme = unknown[1] if unknown else path.partition(":")[0]
+    package = _CONNECTORS.get(scheme)
+    if package is not None and (unknown or absent):
+        hadoop = _jvm(spark).org.apache.hadoop.util.VersionInfo.getVersion()
+        lacks = "" if absent is None else f" (it lacks {absent[1].replace('/', '.')})"
+        return (
+            f"this Spark cannot reach {scheme}://{lacks}; add {package.format(hadoop=hadoop)} (spark.jars.packages; "
+            "conf/LAKE.md says more)"
+        )
+    if unknown is None:
+        return None
+    hint = (
+        "write s3a:// in its place"
+        if scheme in ("s3", "s3n")
+        else "is it spelt right? (s3a, gs, abfss, hdfs, file)"
+    )
+    return f"this Spark knows no scheme {scheme}://; {hint}"
 
 
 def _jvm(spark: SparkSession) -> Any:

@@ -12,6 +12,7 @@ from rerank_udf import tables
 from rerank_udf.config import JobConfig
 from rerank_udf.engine import ScorerPlan
 from rerank_udf.errors import InputError
+from rerank_udf.lake.sources import bad_lines_told
 from rerank_udf.models import local_folder
 from rerank_udf.spark.model import plan_for_job
 from rerank_udf.spark.pipeline import read_and_prepare
@@ -49,6 +50,11 @@ def explain(spark: SparkSession, config: JobConfig, query_id: str) -> Explanatio
 
     Raises InputError where no candidate has that query id, ModelError where the model cannot be used here.
     """
+    with bad_lines_told():
+        return _explanation(spark, config, query_id)
+
+
+def _explanation(spark: SparkSession, config: JobConfig, query_id: str) -> Explanation:
     prepared = read_and_prepare(spark, config)
     rows = prepared.rows.where(F.col(tables.QUERY_ID).cast("string") == F.lit(query_id)).localCheckpoint()
     if rows.isEmpty():

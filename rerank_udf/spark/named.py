@@ -43,6 +43,15 @@ class NamedTable:
         """The column that the user calls `name`."""
         return F.col(self.internal[name])
 
+    def _near(self, name: str) -> str:
+        """A remark on a column whose name differs in capitals or in blanks around it only."""
+        for found in self.internal:
+            if found.strip().lower() == name.strip().lower():
+                return (
+                    f"{found!r} differs in {'blanks' if found.strip() == name.strip() else 'capitals'} only; "
+                )
+        return ""
+
     def require(
         self, name: str, setting: str, allowed: tuple[type[T.DataType], ...], expected: str
     ) -> Column:
@@ -50,7 +59,7 @@ class NamedTable:
         if name not in self.internal:
             raise InputError(
                 f"{self.label} has no column {name!r} (it has {', '.join(self.internal) or 'none'}); "
-                f"name the right one in input.columns.{setting}"
+                f"{self._near(name)}name the right one in input.columns.{setting}"
             )
         found = self.types[name]
         if not isinstance(found, allowed):

@@ -11,6 +11,7 @@ from pyspark.sql import types as T
 
 from rerank_udf.config import Columns
 from rerank_udf.errors import ConfigError, InputError
+from rerank_udf.lake.plain_text import valid_utf8 as valid_utf8
 from rerank_udf.spark import keys
 from rerank_udf.spark.named import ID_TYPES, INTEGER_TYPES, NamedTable
 from rerank_udf.tables import Reason
@@ -94,15 +95,6 @@ def _unique_by_id(frame: DataFrame, identifier: Column, key: Column, problem: Co
 def _text_problem(text: Column, noun: str) -> Column:
     """The reason code of a text that cannot be scored, else null."""
     return F.when(text.isNull(), F.lit(f"null_{noun}")).when(~valid_utf8(text), F.lit(Reason.INVALID_UTF8))
-
-
-def valid_utf8(text: Column) -> Column:
-    """Whether the bytes of a string column are UTF-8, which Spark does not promise."""
-    if hasattr(F, "is_valid_utf8"):
-        return F.is_valid_utf8(text)
-    # Spark 3.5 has no such function; there decode() replaces what is not UTF-8, so the bytes differ.
-    repaired = F.encode(F.decode(text.cast("binary"), "UTF-8"), "UTF-8")
-    return repaired == text.cast("binary")
 
 
 def _rendered(table: NamedTable, template: str, noun: str, text_name: str, names: Columns) -> Column:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from rerank_udf.lake.sources import read_source
+from rerank_udf.lake.sources import bad_lines_told, read_source
 from rerank_udf.tables import PASSAGE_ID, QUERY_ID, RANK
 from rerank_udf.training.settings import TrainingConfig
 
@@ -27,7 +27,8 @@ def exported(spark: SparkSession, config: TrainingConfig) -> TrainingConfig:
                 continue
             path = Path(config.work) / FOLDER / one.name / f"{name}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
-            rows = read_source(spark, source, f"sets.{one.name}.{name}").toPandas()
+            with bad_lines_told():
+                rows = read_source(spark, source, f"sets.{one.name}.{name}").toPandas()
             keys = [QUERY_ID, PASSAGE_ID, RANK, *([one.teacher.column] if one.teacher else [])]
             order = [column for column in keys if column in rows]
             rows.sort_values(order, kind="stable").to_parquet(path, index=False)

@@ -57,7 +57,10 @@ def test_csv_keeps_quotes_line_breaks_empty_texts_and_leading_zeros(spark, tmp_p
 def test_a_csv_line_with_more_or_fewer_cells_is_told(spark, tmp_path, line):
     (tmp_path / "c.csv").write_text(f"query_id,query\n1,good\n{line}\n")
     table = read_source(spark, Source(path=str(tmp_path / "c.csv"), format="csv"), "x")
-    with pytest.raises(InputError, match="an input line cannot be read: ") as caught, bad_lines_told():
+    with (
+        pytest.raises(InputError, match=f" cannot be read: Malformed CSV record: {line} ") as caught,
+        bad_lines_told(),
+    ):
         table.collect()
     assert "\n" not in str(caught.value)
 
@@ -262,6 +265,34 @@ def test_each_run_date_has_its_pointer_and_all_are_read_together(spark, tmp_path
     found = read_reranked(spark, str(out)).groupBy("run_date").count().collect()
     assert {(str(row["run_date"]), row["count"]) for row in found} == {("2026-01-30", 1), ("2026-01-31", 3)}
     assert dict(read_reranked(spark, str(out)).dtypes)["run_date"] == "date"
+
+
+def test_of_runs_with_a_date_and_runs_without_one_is_asked_for(spark, tmp_path):
+    out = tmp_path / "out"
+    publish(spark, out, 1, "a")
+    publish(spark, out, 2, "b", "2026-01-30")
+    published = json.loads((out / "_current/latest.json").read_text())["published_at"]
+    with pytest.raises(InputError) as found:
+        read_reranked(spark, str(out))
+    assert str(found.value) == (
+        f"{out} holds a table without a run date (published {published}) and those of run date 2026-01-30; say which "
+        "is meant: run_date='2026-01-30', or run_date=None for the one without"
+    )
+    publish(spark, out, 3, "c", "2026-01-31")
+    with pytest.raises(
+        InputError, match=r"of 2 run dates \(2026-01-30 to 2026-01-31\); say .*='2026-01-31', or"
+    ):
+        read_reranked(spark, str(out))
+    assert read_reranked(spark, str(out), "2026-01-30").count() == 2
+    assert read_reranked(spark, str(out), None).count() == 1
+    for date, rows in (
+        (None, 1),
+        ("2026-01-31", 3),
+    ):  # as the job and its evaluation read what they published
+        target = Target(path=str(out), run_date=date)
+        assert targets.read(spark, target).count() == rows
+    publish(spark, out, 4, "d")  # a run without a date goes on too
+    assert read_reranked(spark, str(out), None).count() == 4
 
 
 def test_a_run_for_one_date_never_deletes_what_another_is_writing(spark, tmp_path):
