@@ -425,6 +425,37 @@ def test_passages_that_no_judgement_names_are_remarked_on():
     assert "spell passage_id alike?" in text(evaluate(ranking({"q": "ab"}), grades({"q": {"A": 1}})))
 
 
+def test_a_baseline_whose_figures_say_nothing_is_remarked_on():
+    """Ids that are spelt otherwise, and queries that it does not have, by hand."""
+    rows, qrels = ranking({"q1": "ab", "q2": "ab"}), grades({"q1": {"a": 1}, "q2": {"a": 1}})
+    others = {
+        "queries": ranking({"1": "ab", "2": "ab"}),
+        "passages": ranking({"q1": "AB", "q2": "AB"}),
+        "half": ranking({"q1": "ab"}),
+        "sound": rows,
+    }
+    said = evaluate(rows, qrels, baseline=others).notes()[-3:]
+    assert said == [
+        "none of the qrels' queries is in queries: is query_id spelt otherwise there?",
+        "no passage among the first ten of passages is judged: is passage_id spelt otherwise there?",
+        "1 queries without candidates in half count as 0 for it",
+    ]
+    lost = evaluate(ranking({"q1": "ab"}), qrels, baseline=ranking({"q1": "ab"})).notes()
+    assert [line for line in lost if "without candidates" in line] == [
+        "1 queries without candidates count as 0"
+    ]
+
+
+def test_a_measure_that_looks_further_than_lists_are_long_is_remarked_on():
+    rows, qrels = ranking({"q1": "abcd"}), grades({"q1": {"a": 1}})
+    found = evaluate(rows, qrels, measures=["R@100", "RR@3", "AP"], top_k=3)
+    told = {
+        measure: [line for line in found.notes(measure) if "places" in line]
+        for measure in ("R@100", "RR@3", "AP")
+    }
+    assert told == {"R@100": ["R@100 takes the 97 places below them for empty ones"], "RR@3": [], "AP": []}
+
+
 def test_write_leaves_json_without_nan_and_parquet_that_reads_back(tables, tmp_path):
     found = evaluate(tables["second"], tables["qrels"], measures=["RR@10"], seed=7)
     found.write(tmp_path / "out")
@@ -597,6 +628,7 @@ def test_groups_clusters_and_baselines_are_checked_too(options, sentence):
             {"measures": ["nDGC@10"]},
             r"'nDGC@10' is not a measure .* Did you mean nDCG\?.*families are Accuracy, .*nDCG",
         ),
+        ({"measures": ["ndcg@10"]}, r"'ndcg@10' is not a measure .* Did you mean nDCG\?"),
         ({"measures": ["R"]}, "'R' is not a measure"),
         ({"measures": ["nDCG(foo=1)@10"]}, "is not a measure"),
         ({"measures": ["nDCG@10 + 1"]}, "is not a measure"),

@@ -82,6 +82,10 @@ class Findings:
         for problem in other.problems.values():
             self.add(problem)
 
+    def forget(self, kind: str) -> None:
+        """Leave out the problems of this kind."""
+        self.problems = {place: one for place, one in self.problems.items() if one.kind != kind}
+
     def worst(self) -> str | None:
         """The sentence of the problem to tell; None where there is none."""
         return self.problems[min(self.problems)].sentence() if self.problems else None

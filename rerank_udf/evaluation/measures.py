@@ -52,8 +52,9 @@ def _parse_measure(name: str) -> ir_measures.Measure:
 def _unknown_measure(name: str) -> str:
     registry: dict[str, ir_measures.Measure] = ir_measures.measures.registry
     families = sorted({str(m.NAME) for m in registry.values()}, key=str.lower)
-    near = difflib.get_close_matches(re.split(r"[@(]", name)[0].strip(), list(registry), n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    known = {alias.lower(): str(family.NAME) for alias, family in registry.items()}
+    near = difflib.get_close_matches(re.split(r"[@(]", name)[0].strip().lower(), list(known), n=1)
+    hint = f" Did you mean {known[near[0]]}?" if near else ""
     return (
         f"{name!r} is not a measure of ir-measures.{hint} A measure is a family, its parameters in brackets "
         "and a cutoff where it takes one: nDCG@10, RR@10, R@100, AP(rel=2). "

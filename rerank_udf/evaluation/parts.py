@@ -45,7 +45,8 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Part:
-    """What a task has to know. `systems`: the baseline first where there is one, the ranking last.
+    """What a task has to know. `systems`: the baseline first where there is one, the ranking last; none: only the qrels
+    and the attributes are looked at.
 
     `grouping`, `cluster`: numbers of `attributes`; no cluster: each query is its own.
     """
@@ -63,6 +64,8 @@ class Part:
 
     def labels(self) -> list[tuple[int, str]]:
         """Tag and label of every checked table, in the order of complaint."""
+        if not self.systems:
+            return [(0, QRELS)]
         *others, _ = self.systems
         rankings = [(len(self.systems), RANKING), *((i, f"baseline {n!r}") for i, n in enumerate(others, 1))]
         return [(0, QRELS), *rankings]
@@ -145,7 +148,7 @@ def measured(part: Part, table: pa.Table, findings: Findings) -> pa.Table | None
         absent = [q for q in queries if q not in found]
         if absent:
             findings.add(Problem((number, 1), one.label, one.name, "absent", len(absent), (absent[0],)))
-    if findings.problems:
+    if findings.problems or not part.systems:
         return None
     runs_of = {system: rows[tag] for tag, system in enumerate(part.systems, 1)}
     return _table(part, queries, _values(part, qrels, runs_of, findings), attributes)

@@ -11,10 +11,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from rerank_udf.evaluation.counting import ABSENT
+from rerank_udf.evaluation.measures import parse_measures
 from rerank_udf.evaluation.study import ALL, JUDGED, ORACLE, RANDOM
 
 if TYPE_CHECKING:
     from rerank_udf.evaluation import Evaluation
+
+REMARKS = "remarks"  # of the settings: lines that whoever evaluated has to add
 
 
 def render(evaluation: Evaluation, measure: str, decimals: int) -> Group:
@@ -70,7 +74,15 @@ def notes(evaluation: Evaluation, measure: str, decimals: int) -> list[str]:
         )
     if settings["top_k"]:
         lines.append(f"of every list the first {settings['top_k']:,} are measured, as many as are published")
-    return lines + _remarks(counts)
+        cutoff = parse_measures([measure])[0].params.get("cutoff", 0)
+        if cutoff > settings["top_k"]:
+            lines.append(
+                f"{measure} takes the {cutoff - settings['top_k']:,} places below them for empty ones"
+            )
+    others = [system for system in settings["systems"] if system != settings["ranking"]]
+    lines += _remarks(counts)
+    lines += [line for system in others if (line := _remark_on_other(counts, system, whole[system]))]
+    return [*lines, *settings.get(REMARKS, [])]
 
 
 def _interval(settings: Mapping[str, Any], groups: set[str]) -> str:
@@ -100,6 +112,17 @@ def _remarks(counts: Mapping[str, int]) -> list[str]:
     elif not counts["judged_candidates"]:
         lines.append("none of the ranking's passages is judged: do both tables spell passage_id alike?")
     return lines
+
+
+def _remark_on_other(counts: Mapping[str, int], system: str, row: Mapping[Any, Any]) -> str | None:
+    """Why the figures of a system beside the ranking may say nothing of its quality."""
+    absent = counts[f"{ABSENT}[{system}]"]
+    if absent == counts["queries"]:
+        return f"none of the qrels' queries is in {system}: is query_id spelt otherwise there?"
+    if row["judged_at_10"] == 0:
+        return f"no passage among the first ten of {system} is judged: is passage_id spelt otherwise there?"
+    told = absent in (0, counts[ABSENT])  # of the ranking
+    return None if told else f"{absent:,} queries without candidates in {system} count as 0 for it"
 
 
 def _short(value: Any, decimals: int, *, sign: bool = False) -> str:

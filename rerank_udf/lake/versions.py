@@ -30,6 +30,7 @@ from rerank_udf.lake.sources import is_missing_path
 
 VERSIONS = "_versions"
 CURRENT = "_current"
+ANY = "any"
 _RUN_ID = re.compile(r"(\d{8}T\d{6})Z-[0-9a-f]{6}")
 _NAME = re.compile(r"[\w-]+")  # of one folder
 _log = logging.getLogger(__name__)
@@ -90,22 +91,31 @@ def publish(
     return version
 
 
-def read_reranked(spark: SparkSession, path: str, run_date: str | datetime.date | None = None) -> DataFrame:
+def read_reranked(spark: SparkSession, path: str, run_date: str | datetime.date | None = ANY) -> DataFrame:
     """The published table at `path`: the newest version, or that of one run date.
 
     A whole version, whatever is being published meanwhile. With dated runs and no `run_date`, the rows of all dates
-    with a `run_date` column. Works through Spark Connect. Raises InputError where nothing has been published.
+    with a `run_date` column. Works through Spark Connect. Raises InputError where nothing has been published, and
+    where runs with a date and runs without one have published there: one of them is then to be asked for, the latter
+    by `run_date=None`.
     """
     root = path.rstrip("/")
-    if run_date is not None:
+    if run_date not in (None, ANY):
         pointer = _content(spark, _pointer(root, run_date))
         if pointer is None:
             raise InputError(f"nothing published at {path} for run date {run_date}")
         return spark.read.parquet(f"{root}/{VERSIONS}/{pointer['version']}")
     pointer = _content(spark, _pointer(root, None))
+    dated = _dated(spark, root) if pointer is None or run_date == ANY else {}
+    if pointer is not None and dated:
+        first, last = min(dated), max(dated)
+        dates = f"run date {first}" if first == last else f"{len(dated):,} run dates ({first} to {last})"
+        raise InputError(
+            f"{path} holds a table without a run date (published {pointer.get('published_at')}) and those of {dates}; "
+            f"say which is meant: run_date='{last}', or run_date=None for the one without"
+        )
     if pointer is not None:
         return spark.read.parquet(f"{root}/{VERSIONS}/{pointer['version']}")
-    dated = _dated(spark, root)
     if not dated:
         raise InputError(
             f"nothing published at {path}: no {CURRENT}/latest.json there; has the job finished once?"
@@ -120,6 +130,11 @@ def read_reranked(spark: SparkSession, path: str, run_date: str | datetime.date 
     for frame in frames[1:]:
         united = united.unionByName(frame, allowMissingColumns=True)
     return united
+
+
+def facts_of(spark: SparkSession, path: str, run_date: datetime.date | None) -> dict[str, Any] | None:
+    """What `publish` was given as `facts` for the table that stands now, and more; None where none does."""
+    return _content(spark, _pointer(path.rstrip("/"), run_date))
 
 
 def _pointer(root: str, run_date: str | datetime.date | None) -> str:

@@ -23,7 +23,7 @@ from rerank_udf.evaluation.comparison import Comparison, local_figures, per_quer
 from rerank_udf.evaluation.counting import none_has_a_judged_query
 from rerank_udf.evaluation.findings import Findings
 from rerank_udf.evaluation.groups import Groups
-from rerank_udf.evaluation.measures import parse_measures
+from rerank_udf.evaluation.measures import JUDGED_AT_10, parse_measures
 from rerank_udf.evaluation.parts import QRELS, Part
 from rerank_udf.evaluation.study import keys_of, random_shuffles
 from rerank_udf.spark.evaluation import statistics
@@ -31,7 +31,7 @@ from rerank_udf.spark.evaluation.inputs import inputs_of
 from rerank_udf.spark.evaluation.measuring import Measured, collected, findings_of, measured
 from rerank_udf.spark.evaluation.result import SparkEvaluation
 
-__all__ = ["SparkEvaluation", "evaluate_tables"]
+__all__ = ["SparkEvaluation", "evaluate_tables", "fault_of"]
 
 # Up to so many queries their values are worth having on the driver: some ten megabytes.
 COLLECTED_QUERIES = 100_000
@@ -86,6 +86,41 @@ def evaluate_tables(
     )
     stage = measured(inputs, part, size.rows)
     return _small(stage) if size.queries <= COLLECTED_QUERIES else _large(stage)
+
+
+def fault_of(
+    spark: SparkSession,
+    qrels: DataFrame,
+    *,
+    queries: DataFrame | Mapping[str, DataFrame] | None = None,
+    group_by: Sequence[str] = (),
+    clusters: str | None = None,
+    complete: bool = True,
+) -> str | None:
+    """The sentence that `evaluate_tables` would fail with on these tables, whatever the rankings; None where none.
+
+    By the same code and one reading of each table. Begins with qrels, group_by or clusters. `complete`: whether every
+    query of the qrels needs a value of `group_by` and `clusters`; not where some are left out later.
+
+    Raises what `evaluate_tables` raises for columns and types.
+    """
+    inputs = inputs_of(spark, {}, qrels, queries, group_by, clusters)
+    part = Part(
+        measures=(JUDGED_AT_10,),
+        systems=(),
+        baseline=None,
+        depth=None,
+        top_k=None,
+        seed=0,
+        shuffles=1,
+        attributes=inputs.attributes,
+        grouping=inputs.grouping,
+        cluster=inputs.cluster,
+    )
+    findings = measured(inputs, part, None).findings()
+    if not complete:
+        findings.forget("absent")
+    return findings.worst() or (None if QRELS in findings.first else contract.NO_QRELS)
 
 
 def _systems(rankings: Mapping[str, DataFrame], baseline: str | None) -> tuple[str | None, list[str]]:

@@ -83,14 +83,14 @@ def inputs_of(
     group_by: Sequence[str],
     clusters: str | None,
 ) -> Inputs:
-    """Check columns and types; `rankings`: the last is the ranking, the others are baselines.
+    """Check columns and types; `rankings`: the last is the ranking, the others are baselines; there may be none.
 
     Raises InputError with the sentences of `evaluate`, ConfigError for an attribute that no table has.
     """
-    *others, last = rankings
-    labels = {name: f"baseline {name!r}" for name in others} | {last: RANKING}
+    others, last = list(rankings)[:-1], list(rankings)[-1:]
+    labels = {name: f"baseline {name!r}" for name in others} | dict.fromkeys(last, RANKING)
     named = {QRELS: NamedTable.of(QRELS, qrels, "e")}
-    named |= {labels[name]: NamedTable.of(labels[name], rankings[name], "e") for name in [last, *others]}
+    named |= {labels[name]: NamedTable.of(labels[name], rankings[name], "e") for name in [*last, *others]}
     checked = {
         label: _checked(table, RELEVANCE if label == QRELS else RANK) for label, table in named.items()
     }

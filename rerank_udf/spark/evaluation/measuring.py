@@ -71,10 +71,15 @@ class Measured:
         self.rows.unpersist()
 
 
-def measured(inputs: Inputs, part: Part, rows: int) -> Measured:
-    """The stage over all inputs, which nothing has run yet; `rows`: of all rankings, for the number of its tasks."""
-    tasks = max(1, min(_MOST_TASKS, math.ceil(rows / _ROWS_PER_TASK)))
-    by_query = inputs.united().repartition(tasks, "q").sortWithinPartitions("q")
+def measured(inputs: Inputs, part: Part, rows: int | None) -> Measured:
+    """The stage over all inputs, which nothing has run yet; `rows`: of all rankings, for the number of its tasks, which
+    is Spark's own choice without it."""
+    united = inputs.united()
+    if rows is None:
+        spread = united.repartition("q")
+    else:
+        spread = united.repartition(max(1, min(_MOST_TASKS, math.ceil(rows / _ROWS_PER_TASK))), "q")
+    by_query = spread.sortWithinPartitions("q")
     texts, values = part.columns()
     fields = [T.StructField(name, T.StringType()) for name in texts]
     fields += [T.StructField(name, T.DoubleType()) for name in values]

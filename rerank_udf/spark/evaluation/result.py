@@ -7,14 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 
+from rerank_udf.errors import ConfigError
 from rerank_udf.evaluation import Evaluation
 from rerank_udf.lake import files
 from rerank_udf.spark.evaluation.measuring import Measured, collected
 
 _WHOLE = ("n", "n_clusters", "won", "tied", "lost")
+
+
+def check_folder(spark: SparkSession, folder: str) -> None:
+    """Raise ConfigError where no evaluation could be written to `folder`; for before the work."""
+    refused = files.refusal(spark, folder)
+    if refused is not None:
+        raise ConfigError(
+            f"the evaluation cannot be written to {folder}: {refused}; give a folder that can be written or made"
+        )
 
 
 class SparkEvaluation(Evaluation):
@@ -57,9 +67,11 @@ class SparkEvaluation(Evaluation):
     def write(self, folder: str | Path) -> None:
         """As `Evaluation.write`, to where Spark resolves `folder`.
 
-        Of a large evaluation, and on an object store, Spark writes: its tables are then folders of files.
+        Of a large evaluation, and on an object store, Spark writes: its tables are then folders of files. Raises
+        ConfigError where nothing can be written there.
         """
         spark, place = self.values.sparkSession, str(folder).rstrip("/")
+        check_folder(spark, place)
         local = files.local_path(spark, place)
         if local is not None and not isinstance(self._held, Measured):
             if (local / "per_query.parquet").is_dir():
