@@ -457,7 +457,10 @@ def _print_evaluation(
     spark: SparkSession, config: JobConfig, out: str | None, others: dict[str, str] | None = None
 ) -> SparkEvaluation:
     from rerank_udf.spark.assess import assess
+    from rerank_udf.spark.evaluation.result import check_folder
 
+    if out:
+        check_folder(spark, out)
     evaluation = assess(spark, config, others)
     console = _console()
     for measure in evaluation.settings["measures"]:
@@ -536,9 +539,16 @@ def _place_error(error: Exception) -> str | None:
 
 
 def _any_error(error: Exception) -> str:
-    """The kind of error, and its innermost cause where Spark wraps one."""
-    from rerank_udf.lake.failures import innermost_cause
+    """The kind of error, and its innermost cause where Spark wraps one; or the file that is damaged."""
+    from rerank_udf.lake.failures import innermost_cause, unreadable_file
 
+    file = unreadable_file(error)
+    if file is not None:
+        cause = innermost_cause(error).rstrip(".")
+        return (
+            f"{file} cannot be read: {cause}; bring back a whole one and run the same command again "
+            "(where it is the score store's: rerank-udf store verify names every damaged one)"
+        )
     return f"{type(error).__name__}: {innermost_cause(error)}" if str(error).strip() else type(error).__name__
 
 

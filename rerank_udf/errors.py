@@ -54,7 +54,13 @@ class NotEvaluatedError(RerankError):
 
 
 class StoreError(RerankError):
-    """The score store cannot be used: something else is at its place, or it cannot be read or written."""
+    """The score store cannot be used: it cannot be read or written, or something in it is damaged."""
+
+
+class StorePlaceError(StoreError):
+    """Where the settings have the score store, something else is, or no table can be made."""
+
+    exit_code = 2
 
 
 class DeviceBusyError(RerankError):

@@ -53,24 +53,29 @@ def resolve_cpu_backend(precision: str) -> str:
     return wanted
 
 
+def check_precision(precision: str) -> None:
+    """Raise ConfigError for a name that no precision has, whatever this machine can compute in."""
+    if precision not in (known := ("auto", *PRECISIONS, "int8")):
+        raise ConfigError(f"precision is {precision!r}; it must be {', '.join(known[:-1])} or {known[-1]}")
+
+
 def resolve_precision(precision: str, device: str) -> str:
     """ "auto" → "float16" on CUDA, "bfloat16" on a processor that multiplies in it, else "float32".
 
     Raises ConfigError for a precision that no backend has, and for int8 without OpenVINO or for a card.
     """
+    check_precision(precision)
     if precision in PRECISIONS:
         return precision
     if precision == "auto":
         if resolve_device(device).startswith("cuda"):
             return "float16"
         return "bfloat16" if any(flag in processor_flags() for flag in _FAST_BFLOAT16) else "float32"
-    if precision == "int8":
-        if device != "cpu" and resolve_device(device) != "cpu":
-            raise ConfigError(f"precision is int8, which is for the CPU, but device is {device}; use float16")
-        if not _installed("openvino"):
-            raise ConfigError("precision is int8, which needs OpenVINO; pip install 'rerank-udf[openvino]'")
-        return precision
-    raise ConfigError(f"precision is {precision!r}; it must be auto, {', '.join(PRECISIONS)} or int8")
+    if device != "cpu" and resolve_device(device) != "cpu":
+        raise ConfigError(f"precision is int8, which is for the CPU, but device is {device}; use float16")
+    if not _installed("openvino"):
+        raise ConfigError("precision is int8, which needs OpenVINO; pip install 'rerank-udf[openvino]'")
+    return precision
 
 
 @functools.cache

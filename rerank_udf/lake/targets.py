@@ -42,7 +42,9 @@ _CONFLICT = re.compile(
     r"DELTA_CONCURRENT|Concurrent\w+Exception|CommitFailedException|Found conflicting files|DELTA_PATH_EXISTS|"
     r"TABLE_OR_VIEW_ALREADY_EXISTS|AlreadyExistsException|DELTA_PROTOCOL_CHANGED|ProtocolChangedException"
 )
-_OF_A_WRITTEN_TABLE = re.compile(r"\.?(part-|_SUCCESS|_temporary|_committed_|_started_|\.spark-staging)")
+_OF_A_WRITTEN_TABLE = re.compile(
+    rf"\.?(part-|_SUCCESS|_temporary|_committed_|_started_|\.spark-staging)|{re.escape(files.PROBE)}"
+)
 _DELTA_REFUSES = re.compile(r"[ ,;{}()\n\t=]")
 # What Iceberg stores a type as.
 _WIDENED = re.compile(r"\b(tinyint|smallint)\b")
@@ -236,7 +238,9 @@ def _existing(spark: SparkSession, target: Target) -> tuple[str, T.StructType] |
         table = DeltaTable(spark, path=target.path)
         if table.exists():
             return "delta", table.now().schema
-        others = sorted(files.children(spark, target.path))
+        others = [
+            name for name in sorted(files.children(spark, target.path)) if not name.startswith(files.PROBE)
+        ]
         if others and LOG not in others:  # with it, a creation failed here
             raise InputError(
                 f"{_label(target)}: holds {others[0]!r} and is no Delta table; give a folder that is empty or does not "

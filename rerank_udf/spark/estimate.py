@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from rerank_udf import tables
 from rerank_udf.config import JobConfig
+from rerank_udf.lake import files
+from rerank_udf.lake.sources import bad_lines_told
 from rerank_udf.lake.store import open_store
 from rerank_udf.spark.lookup import KNOWN, KnownFacts, known_facts, with_known
 from rerank_udf.spark.model import on_driver, plan_for_job
-from rerank_udf.spark.pipeline import read_and_prepare
+from rerank_udf.spark.pipeline import check_target, read_and_prepare
 
 SAMPLE_PAIRS = 1000
 
@@ -46,8 +47,14 @@ class Estimate:
 
 
 def estimate(spark: SparkSession, config: JobConfig) -> Estimate:
-    """Count what `run_rerank` would do. Raises what it would raise about input, settings and model files."""
+    """Count what `run_rerank` would do. Raises what it would raise about input, settings, targets and model files."""
+    with bad_lines_told():
+        return _estimated(spark, config)
+
+
+def _estimated(spark: SparkSession, config: JobConfig) -> Estimate:
     prepared = read_and_prepare(spark, config)
+    check_target(spark, config, prepared)
     rows = prepared.rows.persist()
     try:
         groups = rows.groupBy(tables.REASON, "beyond_depth").count().collect()
@@ -108,9 +115,8 @@ def _last_speed(spark: SparkSession, config: JobConfig) -> float | None:
     """tokens/s from the report that the last run left, if it used the same model."""
     path = f"{config.run.report.rstrip('/')}/run_report.json"
     try:
-        rows = spark.read.text(path, wholetext=True).collect()
-        report = json.loads(rows[0][0])
-    except (AnalysisException, IndexError, ValueError):
+        report = json.loads(files.read_text(spark, path) or "")
+    except ValueError:
         return None
     same = report.get("model", {}).get("name") == config.model.name
     return float(report.get("tokens_per_second", 0.0)) or None if same else None

@@ -13,6 +13,7 @@ from pyspark.sql import SparkSession
 
 from rerank_udf.config import Model
 from rerank_udf.engine import ScorerPlan, load_scorer, resolve_scorer
+from rerank_udf.engine.capability import check_precision, resolve_device
 from rerank_udf.errors import RerankError
 from rerank_udf.models import resolve_model
 from rerank_udf.spark.scoring import Loadable, LoadedOnExecutor
@@ -33,6 +34,8 @@ def plan_for_functions(model: str, scorer: dict[str, Any]) -> Loadable:
     unknown = sorted(set(scorer) - set(_SETTINGS))
     if unknown:
         raise TypeError(f"unknown argument {unknown[0]!r}; a scorer takes {', '.join(_SETTINGS)}")
+    check_precision(scorer.get("precision", "auto"))
+    resolve_device(scorer.get("device", "auto"))
     found = on_driver(model, scorer.get("revision"))
     settings = {name: value for name, value in scorer.items() if name != "revision"}
     if isinstance(found, str):

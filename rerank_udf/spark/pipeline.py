@@ -27,6 +27,7 @@ from rerank_udf.config import JobConfig
 from rerank_udf.engine import ScorerPlan
 from rerank_udf.errors import InputError, RerankError, TooManyRejectsError
 from rerank_udf.lake import files, targets, versions
+from rerank_udf.lake.failures import innermost_cause
 from rerank_udf.lake.sources import at_version, bad_lines_told, is_text_typed, read_source, version_of_now
 from rerank_udf.lake.store import ScoreStore, open_store
 from rerank_udf.report import RunReport, new_report
@@ -74,7 +75,8 @@ def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command
         prepared = read_and_prepare(spark, config)
         plan = plan_for_job(spark, config.model)
         report.model, report.model_key = _model_facts(plan), plan.model_key
-        _check_target(spark, config, prepared)
+        check_target(spark, config, prepared)
+        _check_places(spark, config)
         store = open_store(spark, config.store, config.store_path())
         work = _workplace(spark, config, plan.model_key, run_id)
     with work.kept_only_on_failure():
@@ -90,8 +92,21 @@ def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command
             work.clear_away_the_dead(partial(absorb, spark, store))
         with decided_rows(job) as decided, report.phase("publish"):
             publish(job, decided)
-    write_report(spark, config, report, console)
+    with _published_all_the_same(config):
+        write_report(spark, config, report, console)
     return report
+
+
+@contextmanager
+def _published_all_the_same(config: JobConfig) -> Iterator[None]:
+    """Errors of the report say that the table is there."""
+    try:
+        yield
+    except Exception as error:
+        raise RerankError(
+            f"{config.output.reranked} is published, but its report could not be written to {config.run.report}: "
+            f"{innermost_cause(error)}; the same command scores nothing and writes it, once that is mended"
+        ) from error
 
 
 def _workplace(spark: SparkSession, config: JobConfig, model_key: str, run_id: str) -> Workplace:
@@ -142,11 +157,22 @@ def read_and_prepare(spark: SparkSession, config: JobConfig) -> Prepared:
     return prepared
 
 
-def _check_target(spark: SparkSession, config: JobConfig, prepared: Prepared) -> None:
+def check_target(spark: SparkSession, config: JobConfig, prepared: Prepared) -> None:
     """Raise InputError where the result could not be published in the end: other columns, say, or no such mode."""
     result = outcome(prepared.rows, Scored(None, None).as_one(prepared.rows), config.ranking)
     targets.check(spark, _as_published(result, config).schema, config.output.reranked)
     targets.check_replaced_folder(spark, config.output.rejects.path, "output.rejects.path")
+
+
+def _check_places(spark: SparkSession, config: JobConfig) -> None:
+    """Raise RerankError where nothing may be written at an output's place."""
+    for name in ("output.reranked.path", "output.rejects.path", "run.report"):
+        place = config.output_paths().get(name)
+        problem = files.refusal(spark, place) if place else None
+        if problem:
+            raise RerankError(
+                f"{name} {place} cannot be written to: {problem}. Nothing was scored; mend it, or give another place"
+            )
 
 
 def _as_published(decided: Outcome, config: JobConfig) -> DataFrame:

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from types import FrameType
 
 import pyspark
+from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from rerank_udf.errors import ConfigError
+from rerank_udf.lake.failures import innermost_cause
+from rerank_udf.lake.files import local_refusal
 
+_VARIABLES = ("MASTER", "SPARK_HOME", "SPARK_CONF_DIR", "SPARK_LOCAL_DIRS", "PYSPARK_SUBMIT_ARGS")
+_MASTERS = ("local", "spark://", "yarn", "k8s://")
+_CORE = re.compile(r"-(\d+\.\d+)\.[\w.-]+\.jar$")
 _JAVA_VERSION = re.compile(r'version "(?:1\.)?(\d+)')
 
 
 def job_session(app_name: str) -> SparkSession:
     """The active session (a notebook's), the one `spark-submit` configured, or a local one.
 
-    Raises ConfigError where a local session is needed and no Java that Spark takes is found.
+    Raises ConfigError where a local session is needed and cannot be started as the environment has it: no Java that
+    Spark takes, say.
     """
     active = SparkSession.getActiveSession()
     if active is not None:
@@ -29,15 +42,23 @@ def job_session(app_name: str) -> SparkSession:
     if _submitted():
         return checked_classic(builder.getOrCreate())
     _check_java()
+    _check_variables()
+    if os.environ.get("LC_ALL") in ("C", "POSIX"):
+        os.environ["LC_ALL"] = "C.UTF-8"  # else Java finds no file with a letter beyond ASCII in its name
     # Without this an environment that is not activated runs its workers in the system's Python.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
-    quiet = resources.files("rerank_udf.spark") / "log4j2-local.properties"
-    builder = builder.config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={quiet}")
+    if not os.environ.get("RERANK_UDF_DEBUG"):
+        quiet = resources.files("rerank_udf.spark") / "log4j2-local.properties"
+        builder = builder.config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={quiet}")
     if "MASTER" not in os.environ:
         # four attempts a task, as on a cluster: a worker that dies takes no other task along
         builder = builder.master("local[*,4]")
-    return builder.config("spark.ui.enabled", "false").getOrCreate()
+    try:
+        with _interrupted_when_there_is_a_gateway():
+            return builder.config("spark.ui.enabled", "false").getOrCreate()
+    except Exception as error:
+        raise ConfigError(f"Spark does not start here: {innermost_cause(error)}{_variables_set()}") from error
 
 
 def checked_classic(spark: SparkSession) -> SparkSession:
@@ -70,6 +91,77 @@ def slots(spark: SparkSession) -> int:
 def _submitted() -> bool:
     """Whether spark-submit (or a notebook server) started this process and so brought the configuration."""
     return "PYSPARK_GATEWAY_PORT" in os.environ or "SPARK_ENV_LOADED" in os.environ
+
+
+@contextmanager
+def _interrupted_when_there_is_a_gateway() -> Iterator[None]:
+    """Hold Ctrl-C back until PySpark has its JVM's answer.
+
+    Interrupted before, PySpark deletes the file that the JVM is to answer in, and the JVM stays for good.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[FrameType | None] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        held.append(frame)
+        if SparkContext._gateway is not None and callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt
+
+
+def _check_variables() -> None:
+    """Raise ConfigError for variables of the environment that would end in a stack of Java's, or hang."""
+    home = os.environ.get("SPARK_HOME")
+    if home is not None:
+        _check_spark_home(Path(home))
+    master = os.environ.get("MASTER")
+    if master is not None and not master.startswith(_MASTERS):
+        raise ConfigError(
+            f"MASTER is {master!r}, and a master is local, local[4], spark://host:7077, yarn or k8s://…; unset it to "
+            "run on this machine"
+        )
+    for name in ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"):
+        python = os.environ.get(name)
+        if python is not None and shutil.which(python) is None:
+            raise ConfigError(
+                f"{name} is {python!r}, and there is no such program; unset it, or name a Python"
+            )
+    folders = [name for name in os.environ.get("SPARK_LOCAL_DIRS", "").split(",") if name]
+    refused = [why for name in folders if (why := local_refusal(Path(name).absolute()))]
+    if folders and len(refused) == len(folders):
+        raise ConfigError(
+            f"SPARK_LOCAL_DIRS: nothing can be written in {refused[0]}; unset it, or name other folders"
+        )
+
+
+def _check_spark_home(home: Path) -> None:
+    if not (home / "bin" / "spark-submit").is_file():
+        raise ConfigError(
+            f"SPARK_HOME is {str(home)!r}, and has no bin/spark-submit in it; unset it: pyspark brings its own Spark"
+        )
+    own = ".".join(pyspark.__version__.split(".")[:2])
+    there = {core[1] for jar in home.glob("jars/spark-core_*") if (core := _CORE.search(jar.name))}
+    if there and own not in there:
+        raise ConfigError(
+            f"SPARK_HOME is {str(home)!r}, which holds Spark {', '.join(sorted(there))}, and pyspark is "
+            f"{pyspark.__version__}; unset it, or install the pyspark that fits"
+        )
+
+
+def _variables_set() -> str:
+    """Those that decide how Spark starts, for an error."""
+    found = [f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ]
+    return f" (with {', '.join(found)} in the environment)" if found else ""
 
 
 def _check_java() -> None:

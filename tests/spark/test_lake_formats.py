@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 from tables_of import three_tables
 
 from rerank_udf.config import Source, Store, Target
-from rerank_udf.errors import InputError, StoreError
+from rerank_udf.errors import InputError, StorePlaceError
 from rerank_udf.lake import files, targets
 from rerank_udf.lake.catalog import full_parts, provider_of
 from rerank_udf.lake.sources import read_source, read_versioned, source_version
@@ -383,7 +383,7 @@ def test_a_schema_that_is_not_there_is_told_before_the_work(spark, lake_formats,
     with pytest.raises(InputError, match=f"output.reranked.table nowhere.reranked: {sentence}"):
         targets.check(spark, ranked(spark).schema, target)
     if lake_format != "parquet":
-        with pytest.raises(StoreError, match=f"store.table nowhere.scores: {sentence}"):
+        with pytest.raises(StorePlaceError, match=f"store.table nowhere.scores: {sentence}"):
             open_store(spark, Store(format=lake_format, table="nowhere.scores"), None)
 
 

@@ -29,7 +29,14 @@ from tables_of import (
 )
 
 from rerank_udf.config import JobConfig
-from rerank_udf.errors import ConfigError, InputError, ModelError, StoreError, TooManyRejectsError
+from rerank_udf.errors import (
+    ConfigError,
+    InputError,
+    ModelError,
+    RerankError,
+    StoreError,
+    TooManyRejectsError,
+)
 from rerank_udf.lake import files, versions
 from rerank_udf.report import RunReport
 from rerank_udf.spark import pipeline, read_reranked, workplace
@@ -589,3 +596,40 @@ def test_parquet_is_not_published_into_a_delta_table(spark, hash_model, tmp_path
         InputError, match=r"out/reranked is a Delta table.*set output.reranked.format to delta"
     ):
         run(spark, settings(tmp_path, hash_model))
+
+
+@pytest.mark.parametrize("setting", ["output.reranked.path", "output.rejects.path", "run.report"])
+def test_a_place_where_nothing_can_be_written_is_told_before_anything_is_scored(
+    spark, hash_model, tmp_path, monkeypatch, setting
+):
+    write_inputs(spark, tmp_path)
+    (tmp_path / "file").touch()
+    found = settings(tmp_path, hash_model).model_dump(mode="json")
+    section, name, *rest = setting.split(".")
+    (found[section][name] if rest else found[section])[rest[0] if rest else name] = f"{tmp_path}/file/below"
+    found["store"]["path"] = str(tmp_path / "scores")
+    with pytest.raises(
+        RerankError, match=f"{setting} .*/file/below cannot be written to: .*/file is a file"
+    ) as told:
+        run(spark, JobConfig.model_validate(found))
+    assert told.value.exit_code == 1
+    assert not (tmp_path / "scores").exists()
+
+
+def test_a_place_that_is_still_to_be_made_can_be_written_to_and_is_not_made(spark, tmp_path):
+    assert files.refusal(spark, f"{tmp_path}/a/b") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_that_the_table_is_published(
+    spark, hash_model, tmp_path, monkeypatch
+):
+    write_inputs(spark, tmp_path)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline, "write_report", fails)
+    with pytest.raises(RerankError, match=r"reranked is published, but its report .*No space left on device"):
+        run(spark, settings(tmp_path, hash_model))
+    assert read_reranked(spark, str(tmp_path / "out/reranked")).count() == 24

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from rerank_udf.config import Store
-from rerank_udf.errors import StoreError
+from rerank_udf.errors import StoreError, StorePlaceError
 from rerank_udf.lake import files, versions
 from rerank_udf.lake.store import FACTS_SCHEMA, append_id_of, open_store, reduced
 from rerank_udf.lake.store.parquet import ParquetStore
@@ -144,8 +145,28 @@ def test_a_folder_with_other_things_in_it_is_no_store(spark, root, content):
     root.mkdir()
     (root / content).touch()
     with pytest.raises(
-        StoreError, match=rf"holds '{content}' and no _rerank_udf_store.json: it is no score store"
+        StorePlaceError, match=rf"holds '{content}' and no _rerank_udf_store.json: it is no score store"
     ):
+        ParquetStore(spark, str(root))
+
+
+@pytest.mark.parametrize("damage", [lambda marker: marker.unlink(), lambda marker: marker.write_text("{")])
+def test_a_store_that_lost_its_marker_is_mended_as_the_error_says(spark, store, root, damage):
+    """A copy may leave out what begins with an underscore."""
+    store.append(facts(spark, range(3)), MODEL, "1" * 32)
+    marker = root / "_rerank_udf_store.json"
+    damage(marker)
+    with pytest.raises(StoreError, match=r"_rerank_udf_store\.json.* write ") as caught:
+        ParquetStore(spark, str(root))
+    assert "delete" not in str(caught.value)
+    (content,) = re.findall(r"\{\".*\}", str(caught.value))
+    marker.write_text(content)
+    assert set(logits(ParquetStore(spark, str(root)).facts(MODEL))) == {key(n) for n in range(3)}
+
+
+def test_a_delta_store_under_the_format_parquet_is_told(spark, root):
+    (root / "facts/_delta_log").mkdir(parents=True)
+    with pytest.raises(StorePlaceError, match=r"is a Delta store: set store\.format to delta"):
         ParquetStore(spark, str(root))
 
 
@@ -154,7 +175,7 @@ def test_a_store_in_another_format_or_layout_is_told(spark, store, root):
     marker = root / "_rerank_udf_store.json"
     marker.write_text(json.dumps({"format": "delta", "layout": 1}))
     with pytest.raises(
-        StoreError, match=r"in format 'delta', layout 1, expected 'parquet', 1; set store.format"
+        StorePlaceError, match=r"in format 'delta', layout 1, expected 'parquet', 1; set store.format"
     ):
         ParquetStore(spark, str(root))
     marker.write_text("{")

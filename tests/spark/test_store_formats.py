@@ -19,7 +19,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from rerank_udf.config import Store
-from rerank_udf.errors import StoreError
+from rerank_udf.errors import StoreError, StorePlaceError
 from rerank_udf.lake.store import FACTS_SCHEMA, ScoreStore, open_store
 
 MODEL, OTHER, THIRD = "a" * 32, "b" * 32, "c" * 32
@@ -441,7 +441,7 @@ COLUMNS = "model_key string, pair_key binary, logit float, tokens int, truncated
 def test_another_table_is_refused_and_left_alone(spark, place, columns, partition, sentence):
     table_of(spark, place, columns, partition)
     before = len(place.commits())
-    with pytest.raises(StoreError, match=re.escape(sentence)) as caught:
+    with pytest.raises(StorePlaceError, match=re.escape(sentence)) as caught:
         place.open()
     assert str(caught.value).startswith(str(place.path or place.settings.table))
     assert len(place.commits()) == before
@@ -462,7 +462,7 @@ def test_column_mapping_is_refused(spark, lake_formats):
         "tblproperties ('delta.columnMapping.mode' = 'name')"
     )
     try:
-        with pytest.raises(StoreError, match=r"mapped has delta\.columnMapping\.mode on"):
+        with pytest.raises(StorePlaceError, match=r"mapped has delta\.columnMapping\.mode on"):
             open_store(spark, Store(table="mapped", format="delta"), None)
     finally:
         spark.sql("drop table mapped")
@@ -478,9 +478,11 @@ def test_a_table_of_another_format_is_told(spark, lake_formats):
             ("plain_facts", "delta", "parquet"),
             ("ice.t.facts", "delta", "iceberg"),
         ]:
-            with pytest.raises(StoreError, match=f"{table} is {found}, and store.format is {lake_format}"):
+            with pytest.raises(
+                StorePlaceError, match=f"{table} is {found}, and store.format is {lake_format}"
+            ):
                 open_store(spark, Store(table=table, format=lake_format), None)
-        with pytest.raises(StoreError, match=r"plain_facts is parquet, and store.format is iceberg"):
+        with pytest.raises(StorePlaceError, match=r"plain_facts is parquet, and store.format is iceberg"):
             open_store(spark, Store(table="plain_facts", format="iceberg"), None)
     finally:
         spark.sql("drop table plain_facts")
@@ -495,7 +497,7 @@ def test_a_folder_with_something_else_in_it_is_refused(spark, lake_formats, tmp_
     file = tmp_path / "store" / name
     file.parent.mkdir(parents=True)
     file.write_text("mine")
-    with pytest.raises(StoreError, match="give a folder that is empty or does not exist yet"):
+    with pytest.raises(StorePlaceError, match="give a folder that is empty or does not exist yet"):
         open_store(spark, Store(path=str(tmp_path / "store"), format="delta"), str(tmp_path / "store"))
     assert file.read_text() == "mine"
 

@@ -29,7 +29,7 @@ from tables_of import (
 )
 
 from rerank_udf.errors import ConfigError, InputError, ModelError
-from rerank_udf.spark import rerank, transform
+from rerank_udf.spark import cross_encoder_udf, rerank, transform
 from rerank_udf.tables import Reason
 
 
@@ -277,6 +277,12 @@ def test_what_is_wrong_with_the_call_is_told_at_once(spark, hash_model, tmp_path
         ({"passage_template": "{body}"}, ConfigError, "names 'body', but passages has no column 'body'"),
         ({"columns": {"score": "query_id"}}, InputError, "query_id is string, expected a finite number"),
         ({"nested": "hits"}, InputError, "candidates has no column 'hits'"),
+        (
+            {"precision": "fp16"},
+            ConfigError,
+            "precision is 'fp16'; it must be auto, float32, bfloat16, float16",
+        ),
+        ({"device": "gpu"}, ConfigError, "device is 'gpu'; it must be auto, cpu, cuda or cuda:N"),
     ]
     for options, kind, sentence in wrong:
         with pytest.raises(kind) as caught:
@@ -284,6 +290,8 @@ def test_what_is_wrong_with_the_call_is_told_at_once(spark, hash_model, tmp_path
         assert sentence in str(caught.value)
     with pytest.raises(ModelError):
         rerank(*tables, model=str(tmp_path))
+    with pytest.raises(ConfigError, match="precision is 'half'"):  # of a folder that only executors see, too
+        cross_encoder_udf("/on/executors/only", precision="half")
 
 
 def test_a_column_of_the_users_named_reason_is_told(spark, hash_model):

@@ -101,7 +101,7 @@ class ScoreStore(Protocol):
 def open_store(spark: SparkSession, settings: Store, path: str | None) -> ScoreStore:
     """The store that the settings name; nothing is made before the first append.
 
-    `path`: its folder, where it is not a table. Raises StoreError where something else is at that place.
+    `path`: its folder, where it is not a table. Raises StorePlaceError where something else is at that place.
     """
     if settings.format == "iceberg":
         from rerank_udf.lake.store.iceberg import IcebergStore

@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from rerank_udf import tables
-from rerank_udf.errors import StoreError
+from rerank_udf.errors import StorePlaceError
 from rerank_udf.lake import files
 from rerank_udf.lake.catalog import provider_of
 from rerank_udf.lake.delta import LOG, DeltaTable
@@ -123,14 +123,16 @@ class DeltaStore:
             return
         provider = "delta" if self._root else provider_of(self._spark, self.place)
         if provider != "delta":
-            raise StoreError(
+            raise StorePlaceError(
                 f"store.table {self.place} is {provider}, and store.format is delta; give another name, or set "
                 "store.format to what it is"
             )
         detail = self._table.detail()
         check_table(self.place, self._table.now().schema, detail["partitionColumns"])
         if detail["properties"].get(_MAPPING, "none") != "none":
-            raise StoreError(f"{self.place} has {_MAPPING} on; a score store needs none: give another place")
+            raise StorePlaceError(
+                f"{self.place} has {_MAPPING} on; a score store needs none: give another place"
+            )
 
     def _create(self) -> None:
         """Two runs may do it at once; the slower one then sees half a table for a moment.
@@ -179,16 +181,16 @@ def _few_tasks(spark: SparkSession) -> Iterator[None]:
 
 
 def _check_folder(spark: SparkSession, root: str) -> None:
-    """Raise StoreError where a folder holds anything but a store of this kind."""
+    """Raise StorePlaceError where a folder holds anything but a store of this kind."""
     others = [entry.name for entry in files.entries(spark, root) if entry.name not in (FACTS, _WORK)]
     if others:
-        raise StoreError(
+        raise StorePlaceError(
             f"store.path {root} holds {others[0]!r}: it is no score store in format delta; give a folder that is empty "
             "or does not exist yet"
         )
     inside = files.children(spark, f"{root}/{FACTS}")
     if inside and LOG not in inside:
-        raise StoreError(
+        raise StorePlaceError(
             f"store.path {root} holds a folder {FACTS} that is no Delta table; give a folder that is empty or does not "
             "exist yet"
         )

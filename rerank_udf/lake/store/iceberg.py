@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from rerank_udf import tables
-from rerank_udf.errors import StoreError
+from rerank_udf.errors import StorePlaceError
 from rerank_udf.lake.catalog import provider_of
 from rerank_udf.lake.iceberg import IcebergTable
 from rerank_udf.lake.store import Change, Damage, KeyStats
@@ -112,7 +112,7 @@ class IcebergStore:
             check_schema(self._spark, self.place)
             return
         if provider != "iceberg":
-            raise StoreError(
+            raise StorePlaceError(
                 f"store.table {self.place} is {provider}, and store.format is iceberg; give another name, or set "
                 "store.format to what it is"
             )

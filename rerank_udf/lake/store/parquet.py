@@ -21,8 +21,9 @@ from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
-from rerank_udf.errors import StoreError
+from rerank_udf.errors import StoreError, StorePlaceError
 from rerank_udf.lake import files, versions
+from rerank_udf.lake.delta import LOG
 from rerank_udf.lake.failures import innermost_cause
 from rerank_udf.lake.store import FACTS_SCHEMA, Change, Damage, KeyStats, append_id_of, reduced
 from rerank_udf.lake.store.reading import damaged_files, facts_in, missing_or_cut
@@ -30,7 +31,7 @@ from rerank_udf.lake.store.reading import damaged_files, facts_in, missing_or_cu
 MARKER = "_rerank_udf_store.json"
 COMMIT = "_commit.json"
 FILE_BYTES = 256 << 20
-_WORK = "_work"
+_FACTS, _WORK = "facts", "_work"
 _KIND = {"kind": "rerank_udf score store", "format": "parquet", "layout": 1}
 _LEFT_OVER_SECONDS = 24 * 3600.0
 
@@ -156,25 +157,34 @@ class ParquetStore:
             there = files.entries(self._spark, self.place)
             # A name with a dot in front is half of a small file, from a run that died or a disk that was full.
             others = [e.name for e in there if e.name != _WORK and not e.name.startswith(".")]
+            if others == [_FACTS] and LOG in files.children(self._spark, f"{self.place}/{_FACTS}"):
+                raise StorePlaceError(f"store.path {self.place} is a Delta store: set store.format to delta")
+            if others == [_FACTS]:
+                raise StorePlaceError(
+                    f"store.path {self.place} holds {_FACTS} and no {MARKER}: if it is a score store that has lost it "
+                    f"(in a copy, say), write it again, with {json.dumps(_KIND)} in it; else give another folder"
+                )
             if others:
-                raise StoreError(
+                raise StorePlaceError(
                     f"store.path {self.place} holds {others[0]!r} and no {MARKER}: it is no score store; give a folder "
                     "that is empty or does not exist yet"
                 )
             return
-        found = _parsed(marker, f"{self.place}/{MARKER}")
+        found = _parsed(marker, f"{self.place}/{MARKER}", f"write {json.dumps(_KIND)} into it")
         if found.get("format") != _KIND["format"] or found.get("layout") != _KIND["layout"]:
-            raise StoreError(
+            raise StorePlaceError(
                 f"store.path {self.place} is a score store in format {found.get('format')!r}, layout "
                 f"{found.get('layout')!r}, expected {_KIND['format']!r}, {_KIND['layout']}; set store.format to what "
                 "it is, or give another folder"
             )
 
     def _key_folder(self, model_key: str) -> str:
-        return f"{self.place}/facts/{model_key}"
+        return f"{self.place}/{_FACTS}/{model_key}"
 
     def _model_keys(self) -> list[str]:
-        return [entry.name for entry in files.entries(self._spark, f"{self.place}/facts") if entry.is_folder]
+        return [
+            entry.name for entry in files.entries(self._spark, f"{self.place}/{_FACTS}") if entry.is_folder
+        ]
 
     # --- commits ---
 
@@ -270,29 +280,24 @@ def _commit_text(commit: Commit, facts: int) -> str:
 
 
 def _commit_of(folder: str, text: str) -> Commit:
-    found = _parsed(text, f"{folder}/{COMMIT}")
+    again = "restore it, or delete its folder: its pairs are then scored again"
+    found = _parsed(text, f"{folder}/{COMMIT}", again)
     try:
         sizes = {str(name): int(size) for name, size in found["files"].items()}
         commit = Commit(folder, sizes, int(found["facts"]), tuple(found["replaces"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(
-            f"{folder}/{COMMIT} is not what this store writes ({error!r}); restore it, or delete its folder: its pairs "
-            "are then scored again"
-        ) from None
+        raise StoreError(f"{folder}/{COMMIT} is not what this store writes ({error!r}); {again}") from None
     escaping = [name for name in sizes if "/" in name or _is_hidden(name)]
     if escaping:
         raise StoreError(f"{folder}/{COMMIT} names {escaping[0]!r}, which is no file of its own folder")
     return commit
 
 
-def _parsed(text: str, place: str) -> dict[str, Any]:
+def _parsed(text: str, place: str, remedy: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise StoreError(
-            f"{place} is damaged: expected a JSON object, found {text[:80]!r}; restore the file, or delete its folder: "
-            "what it held is then scored again"
-        )
+        raise StoreError(f"{place} is damaged: expected a JSON object, found {text[:80]!r}; {remedy}")
     return found

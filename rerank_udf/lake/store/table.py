@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from rerank_udf import tables
-from rerank_udf.errors import StoreError
+from rerank_udf.errors import StoreError, StorePlaceError
 from rerank_udf.lake import files
 from rerank_udf.lake.catalog import first_difference, missing_schema, types_of
 from rerank_udf.lake.failures import innermost_cause
@@ -59,24 +59,24 @@ def facts_under(table: DataFrame, model_key: str) -> DataFrame | None:
 
 
 def check_schema(spark: SparkSession, table: str) -> None:
-    """Raise StoreError where a table of this name could not be made."""
+    """Raise StorePlaceError where a table of this name could not be made."""
     schema = missing_schema(spark, table)
     if schema is not None:
-        raise StoreError(
+        raise StorePlaceError(
             f"store.table {table}: there is no schema {schema}; make it first (create schema {schema}), or name another"
         )
 
 
 def check_table(place: str, found: T.StructType, partitions: Sequence[str]) -> None:
-    """Raise StoreError where a table is there that this store did not make."""
+    """Raise StorePlaceError where a table is there that this store did not make."""
     difference = first_difference(types_of(TABLE_SCHEMA), types_of(found))
     if difference:
         name, what = difference
-        raise StoreError(
+        raise StorePlaceError(
             f"{place} is a table but no score store: column {name!r}, {what}; give another place"
         )
     if list(partitions) != [tables.MODEL_KEY]:
-        raise StoreError(
+        raise StorePlaceError(
             f"{place} has a score store's columns and is partitioned by {', '.join(partitions) or 'nothing'}; expected "
             f"{tables.MODEL_KEY}: give another place"
         )
