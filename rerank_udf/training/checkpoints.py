@@ -22,8 +22,8 @@ def claim(work: Path, config: TrainingConfig, tables: Mapping[str, str]) -> Path
     """Take the folder for this run; returns the checkpoint that it goes on from, None where it begins.
 
     `tables`: a digest of each table. Raises ConfigError where the folder holds a run of other settings than how long,
-    or one that has checkpoints on other tables, or that cannot be made so long (see `to_go_on_from`); nothing is
-    written then.
+    or one that has checkpoints on other tables, or that cannot be made so long (see `to_go_on_from`), or where there
+    can be no such folder; nothing is written then.
 
     Steps, and how often is saved and measured, may change; the shape of the rate may not, since checkpoints were made
     under it.
@@ -35,8 +35,11 @@ def claim(work: Path, config: TrainingConfig, tables: Mapping[str, str]) -> Path
     elif found(work):
         raise ConfigError(f"{work} holds checkpoints of another program: give another work folder")
     start = to_go_on_from(work, config.schedule)
-    work.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(own, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(own, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as problem:
+        raise ConfigError(f"work: {work} cannot be written to ({problem}); give another folder") from problem
     return start
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rerank_udf.errors import ConfigError
+from rerank_udf.errors import ConfigError, ModelError
 from rerank_udf.evaluation import Evaluation
 from rerank_udf.models.checkpoint import (
     CONFIG_FILE,
@@ -71,58 +71,76 @@ def write_model(
     """config.json, model.safetensors, tokenizer.json and README.md; whole or not at all.
 
     `weights`: what was trained; the rest is the base's own, or, where that is no cross-encoder, of the module `whole`.
+    Raises ModelError for weights that are not finite; an older model is left as it is then.
     """
     target = Path(trained.config.output)
+    if whole is None:
+        tensors = {name: one for file in weight_files(base) for name, one in load_file(file).items()}
+    else:
+        tensors = {name: one.cpu() for name, one in whole_tensors(whole, trained.config.base).items()}
+    tensors |= weights
+    floats = {name: one for name, one in tensors.items() if one.is_floating_point()}
+    wanted = _narrowed(floats, trained.config)
+    told = card(trained, base)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     if whole is None:
         shutil.copyfile(base / CONFIG_FILE, partial / CONFIG_FILE)
-        tensors = {name: one for file in weight_files(base) for name, one in load_file(file).items()}
     else:
         whole.config.to_json_file(partial / CONFIG_FILE)
-        tensors = {name: one.cpu() for name, one in whole_tensors(whole, trained.config.base).items()}
     shutil.copyfile(base / TOKENIZER_FILE, partial / TOKENIZER_FILE)
     for file in TOKENIZER_SETTINGS:
         if (base / file).is_file():
             shutil.copyfile(base / file, partial / file)
-    dtype = getattr(torch, trained.config.output_precision)
-    tensors |= weights
-    wanted = {name: one.to(dtype).contiguous() for name, one in tensors.items() if one.is_floating_point()}
     save_file(wanted, partial / WEIGHTS_FILE, metadata={"format": "pt"})
-    (partial / CARD_FILE).write_text(card(trained, base), encoding="utf-8")
+    (partial / CARD_FILE).write_text(told, encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return target
 
 
+def _narrowed(tensors: Mapping[str, Tensor], config: TrainingConfig) -> dict[str, Tensor]:
+    """In the precision of the output. Raises ModelError for what is not finite, or no longer so in that precision."""
+    found = {}
+    for name, one in tensors.items():
+        found[name] = one.to(getattr(torch, config.output_precision)).contiguous()
+        if not bool(one.isfinite().all()):
+            raise ModelError(
+                f"after training, weights of {name} are not finite numbers: it diverged, and no model was written; try "
+                f"a lower optimizer.learning_rate (it is {config.optimizer.learning_rate:g}) or precision: float32, "
+                f"with another work folder than {config.work}, whose checkpoints have these weights too"
+            )
+        if not bool(found[name].isfinite().all()):
+            raise ModelError(
+                f"weights of {name} are too large for output_precision {config.output_precision}, and no model was "
+                "written; set output_precision: float32"
+            )
+    return found
+
+
 def card(trained: Trained, base: Path) -> str:
     """The model card: data, licences, recipe, figures, limits."""
-    config = trained.config
-    given: dict[str, Any] = config.card
+    config, given = trained.config, trained.config.card
     parts = [
-        f"# {given.get('name', Path(config.output).name)}",
-        given.get(
-            "description", "A cross-encoder: it reads a query and a passage together and gives one logit."
-        ),
+        f"# {given.name or Path(config.output).name}",
+        given.description or "A cross-encoder: it reads a query and a passage together and gives one logit.",
         f"Base: {_base(config)}{_shape(base)}.",
         "## Data",
-        _data(trained, given.get("licences", {})),
+        _data(trained, given.licences),
         "## Recipe",
         _recipe(trained),
         "## Held-out figures",
         _figures(trained),
         "## Limits",
-        given.get("limits", "Scores are not calibrated: compare them within one query's list only."),
+        given.limits or "Scores are not calibrated: compare them within one query's list only.",
     ]
-    licence = given.get("licence")
-    head = f"---\nlicense: {licence}\npipeline_tag: text-ranking\n---\n\n" if licence else ""
+    head = f"---\nlicense: {given.licence}\npipeline_tag: text-ranking\n---\n\n" if given.licence else ""
     return head + "\n\n".join(parts) + "\n"
 
 
 def _base(config: TrainingConfig) -> str:
-    named: str | None = config.card.get("base")
-    return named or f"{config.base}{f' at {config.revision}' if config.revision else ''}"
+    return config.card.base or f"{config.base}{f' at {config.revision}' if config.revision else ''}"
 
 
 def _shape(base: Path) -> str:
@@ -130,7 +148,7 @@ def _shape(base: Path) -> str:
     return f" ({found.get('model_type')}, {found.get('num_hidden_layers')} layers, {found.get('hidden_size')} wide)"
 
 
-def _data(trained: Trained, licences: Mapping[str, str]) -> str:
+def _data(trained: Trained, licences: Mapping[str, str | None]) -> str:
     lines = [
         "| set | queries trained on / held out | passages | learnt from | share of the lists | licence |"
     ]
@@ -141,7 +159,7 @@ def _data(trained: Trained, licences: Mapping[str, str]) -> str:
         teachers = " and ".join(name for name, one in (("qrels", own.qrels), ("teacher", own.teacher)) if one)
         lines.append(
             f"| {own.name} | {len(divided.train):,} / {len(divided.held_out):,} | {len(tables.passages.ids):,} | "
-            f"{teachers} | {own.weight / whole:.0%} | {licences.get(own.name, 'not stated')} |"
+            f"{teachers} | {own.weight / whole:.0%} | {licences.get(own.name) or 'not stated'} |"
         )
     return "\n".join(lines)
 

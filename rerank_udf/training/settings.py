@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rerank_udf.config import Settings, Source
 
@@ -74,6 +75,19 @@ class HeldOut(Settings):
     queries: int = Field(default=100, ge=0)
     share: float | None = Field(default=None, gt=0, lt=1)
     depth: int = Field(default=20, ge=2)
+
+    @field_validator("group")
+    @classmethod
+    def _has_a_parenthesis(cls, group: str | None) -> str | None:
+        try:
+            groups = 1 if group is None else re.compile(group).groups
+        except re.error as problem:
+            raise ValueError(f"{group!r} is no regular expression: {problem}") from problem
+        if not groups:
+            raise ValueError(
+                f"{group!r} has no parenthesis: what its first one matches in an id is the group"
+            )
+        return group
 
 
 class TrainingSet(Settings):
@@ -191,6 +205,21 @@ class Freeze(Settings):
         return self
 
 
+def _nothing_for_null(value: object) -> object:
+    return {} if value is None else value
+
+
+class Card(Settings):
+    """What the model's README.md says that the run cannot know; null: `output.card` has words of its own."""
+
+    name: str | None = None
+    description: str | None = None
+    base: str | None = None
+    licence: str | None = None
+    licences: Annotated[dict[str, str | None], BeforeValidator(_nothing_for_null)] = Field(default={})
+    limits: str | None = None
+
+
 class TrainingConfig(Settings):
     """Everything in conf/train.yaml.
 
@@ -214,7 +243,7 @@ class TrainingConfig(Settings):
     output: str = "out/model"
     output_precision: Literal["float32", "float16"] = "float32"
     work: str = "out/training"
-    card: dict[str, Any] = Field(default={})
+    card: Annotated[Card, BeforeValidator(_nothing_for_null)] = Card()
 
     def needs_spark(self) -> bool:
         """Whether a table is anything but a local Parquet path read as it is."""
@@ -230,6 +259,14 @@ class TrainingConfig(Settings):
                     f"output ({self.output}) is or holds {name} ({place}), and the model replaces that whole folder; "
                     "give it one of its own"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _work_is_no_file(self) -> TrainingConfig:
+        work = Path(self.work).absolute()
+        file = next((one for one in (work, *work.parents) if one.is_file()), None)
+        if file is not None:
+            raise ValueError(f"work is {self.work}, but {file} is a file; give a folder for the checkpoints")
         return self
 
     @model_validator(mode="after")

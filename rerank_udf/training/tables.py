@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,10 @@ from rerank_udf.tables import PASSAGE, PASSAGE_ID, QUERY, QUERY_ID, RANK, RELEVA
 from rerank_udf.training.settings import CANDIDATES, Teacher, TrainingSet
 
 LANG = "lang"
+# What a column may hold: the words that errors have for it, and the type that it is then cast to
+_ID, _TEXT, _WHOLE, _NUMBER = "a string or a whole number", "a string", "a whole number", "a number"
+_TYPES = {_ID: pa.large_string(), _TEXT: pa.large_string(), _WHOLE: pa.int64(), _NUMBER: pa.float64()}
+_PAIR = {QUERY_ID: _ID, PASSAGE_ID: _ID}
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
@@ -114,7 +118,10 @@ def read_tables(settings: TrainingSet) -> TrainingTables:
     qrels, scored = settings.qrels, settings.teacher
     relevant = None if qrels is None else _relevant(qrels, queries, passages, f"{label}.qrels")
     teacher = None if scored is None else _teacher(scored, queries, passages, rankings, f"{label}.teacher")
-    return TrainingTables(settings, queries, passages, rankings, relevant, teacher)
+    found = TrainingTables(settings, queries, passages, rankings, relevant, teacher)
+    if relevant is None:
+        _check_taught(found, f"{label}.teacher")
+    return found
 
 
 def in_languages(tables: TrainingTables, query: int | Ints, passages: Ints) -> npt.NDArray[np.bool_]:
@@ -170,9 +177,12 @@ def _text_bytes(texts: Texts) -> Iterator[bytes]:
 
 
 def read_parquet(
-    source: Source, label: str, columns: Sequence[str], optional: Sequence[str] = ()
+    source: Source, label: str, columns: Mapping[str, str], optional: Mapping[str, str] | None = None
 ) -> pa.Table:
-    """These columns of a Parquet path, ids as strings. Raises InputError."""
+    """These columns of a Parquet path, each of what it is to hold (see `_TYPES`), ids as strings.
+
+    Raises InputError for a column that is missing, of another type or null; an `optional` one may be missing or null.
+    """
     if not source.is_plain_parquet():
         raise InputError(
             f"{label}: {source} is not a plain Parquet path; `rerank-udf train` reads it through Spark"
@@ -181,24 +191,59 @@ def read_parquet(
     if not path.exists():
         raise InputError(f"{label}: there is no {path}")
     path = published_version(path) or path
-    table = ds.dataset(path, format="parquet")
+    try:
+        table = ds.dataset(path, format="parquet")
+    except (pa.ArrowException, OSError) as problem:
+        raise InputError(f"{label}: {path} cannot be read as Parquet: {problem}") from problem
     absent = [name for name in columns if name not in table.schema.names]
     if absent:
         raise InputError(f"{label}: no column {absent[0]!r}; it has {', '.join(table.schema.names)}")
-    found = table.to_table(columns=[*columns, *(name for name in optional if name in table.schema.names)])
-    for name in columns:
-        if found[name].null_count:
-            raise InputError(
-                f"{label}: column {name!r} is null in {found[name].null_count:,} rows; drop them"
-            )
-        if name in (QUERY_ID, PASSAGE_ID):
-            place = found.schema.get_field_index(name)
-            found = found.set_column(place, name, found[name].cast(pa.large_string()))
-    return found
+    there = {name: one for name, one in (optional or {}).items() if name in table.schema.names}
+    wanted = {**columns, **there}
+    for name, expected in wanted.items():
+        _check_type(table.schema.field(name).type, expected, f"{label}: column {name!r}")
+    try:
+        found = table.to_table(columns=list(wanted))
+    except (pa.ArrowException, OSError) as problem:  # files of different types, say
+        raise InputError(f"{label}: {path} cannot be read: {problem}") from problem
+    return pa.table(
+        {
+            name: _cast(found[name], expected, f"{label}: column {name!r}", may_be_null=name not in columns)
+            for name, expected in wanted.items()
+        }
+    )
+
+
+def _check_type(kind: pa.DataType, expected: str, label: str) -> None:
+    """Raise InputError for a type that never holds what is expected; numbers with a point may be whole ones."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    is_view = getattr(pa.types, "is_string_view", lambda _: False)  # newer than the oldest pyarrow allowed
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or is_view(kind)
+    whole = pa.types.is_integer(kind)
+    number = whole or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    fits = {_ID: text or whole, _TEXT: text, _WHOLE: number, _NUMBER: number}
+    if not (fits[expected] or pa.types.is_null(kind)):
+        raise InputError(
+            f"{label} has the type {kind}; {expected} is expected: cast it in the table, or in an sql that reads it"
+        )
+
+
+def _cast(column: pa.ChunkedArray, expected: str, label: str, *, may_be_null: bool) -> pa.ChunkedArray:
+    if column.null_count and not may_be_null:
+        raise InputError(f"{label} is null in {column.null_count:,} rows; drop them")
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    try:
+        return column.cast(_TYPES[expected])
+    except pa.ArrowInvalid as problem:
+        raise InputError(
+            f"{label} has the type {column.type}; {expected} is expected: {problem}"
+        ) from problem
 
 
 def _texts(source: Source, id_name: str, text_name: str, label: str) -> Texts:
-    table = read_parquet(source, label, [id_name, text_name], [LANG])
+    table = read_parquet(source, label, {id_name: _ID, text_name: _TEXT}, {LANG: _TEXT})
     ids = table[id_name].to_pylist()
     twice = next((one for one, count in Counter(ids).items() if count > 1), None)
     if twice is not None:
@@ -208,14 +253,14 @@ def _texts(source: Source, id_name: str, text_name: str, label: str) -> Texts:
 
 
 def _ranking(source: Source, queries: Texts, passages: Texts, label: str) -> Rows:
-    table = read_parquet(source, label, [QUERY_ID, PASSAGE_ID, RANK])
+    table = read_parquet(source, label, {**_PAIR, RANK: _WHOLE})
     order = np.argsort(table[RANK].to_numpy(), kind="stable")
     rows = queries.numbers(table[QUERY_ID], label)[order]
     return _once(rows, passages.numbers(table[PASSAGE_ID], label)[order], queries, passages, label)
 
 
 def _relevant(source: Source, queries: Texts, passages: Texts, label: str) -> Rows:
-    table = read_parquet(source, label, [QUERY_ID, PASSAGE_ID, RELEVANCE])
+    table = read_parquet(source, label, {**_PAIR, RELEVANCE: _WHOLE})
     table = table.filter(pc.greater(table[RELEVANCE], 0))
     rows = queries.numbers(table[QUERY_ID], label)
     return _once(rows, passages.numbers(table[PASSAGE_ID], label), queries, passages, label)
@@ -239,17 +284,38 @@ def _teacher(
 ) -> Scores:
     if teacher.table is not None:
         # rows beyond the depth of a reranked table have no logit
-        table = read_parquet(teacher.table, label, [QUERY_ID, PASSAGE_ID], [teacher.column])
+        table = read_parquet(teacher.table, label, _PAIR, {teacher.column: _NUMBER})
         if teacher.column not in table.schema.names:
             raise InputError(f"{label}: no column {teacher.column!r} in {teacher.table}")
         table = table.filter(pc.is_valid(table[teacher.column]))
         rows = queries.numbers(table[QUERY_ID], label)
         pairs = rows * len(passages.ids) + passages.numbers(table[PASSAGE_ID], label)
-        values = table[teacher.column].to_numpy().astype(np.float32)
+        logits = table[teacher.column].to_numpy()
     else:
-        pairs, values = _stored(teacher, queries, passages, rankings, label)
+        pairs, logits = _stored(teacher, queries, passages, rankings, label)
+    with np.errstate(over="ignore"):
+        values = logits.astype(np.float32) * np.float32(teacher.scale)
+    endless = np.flatnonzero(np.isinf(values))
+    if len(endless):
+        query, passage = divmod(int(pairs[endless[0]]), len(passages.ids))
+        raise InputError(
+            f"{label}: {len(endless):,} logits are infinite, in float32 and times scale, the first of them "
+            f"{logits[endless[0]]:g} of query_id {queries.ids[query]!r}, passage_id {passages.ids[passage]!r}; drop "
+            "these rows, or make their logits null"
+        )
     pairs, first = np.unique(pairs, return_index=True)
-    return Scores(pairs, values[first] * np.float32(teacher.scale))
+    return Scores(pairs, values[first])
+
+
+def _check_taught(tables: TrainingTables, label: str) -> None:
+    """Raise InputError where the teacher, which alone is learnt from, has scored no pair of any ranking."""
+    assert tables.teacher is not None
+    ranked = [_pairs(rows, len(tables.passages.ids)) for rows in tables.rankings.values()]
+    if all(np.isnan(tables.teacher(pairs)).all() for pairs in ranked):
+        raise InputError(
+            f"{label}: it has a logit for none of the rankings' {len(np.unique(np.concatenate(ranked))):,} pairs, and "
+            "without qrels nothing else is learnt from; give the scores of these pairs, or qrels"
+        )
 
 
 def _stored(

@@ -12,7 +12,8 @@ from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from rerank_udf.engine.capability import resolve_device, resolve_precision
-from rerank_udf.errors import ConfigError, ModelError
+from rerank_udf.engine.torch_runtime import torch_device
+from rerank_udf.errors import ConfigError, InputError, ModelError
 from rerank_udf.models import local_folder, resolve_model
 from rerank_udf.models.checkpoint import (
     CONFIG_FILE,
@@ -22,6 +23,7 @@ from rerank_udf.models.checkpoint import (
     check_length,
     read_architecture,
 )
+from rerank_udf.models.hub import look_up
 from rerank_udf.tokens import PairLimits
 from rerank_udf.training import checkpoints
 from rerank_udf.training.development import HeldOutList, held_out_lists
@@ -46,24 +48,28 @@ def train(config: TrainingConfig, console: Console) -> Path:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     work = Path(config.work)
     check_output(Path(config.output))
+    torch_device(resolve_device(config.device))
     folder = base_folder(config)
     sets = [read_tables(one) for one in config.sets]
-    start = checkpoints.claim(
-        work, config, {name: one for each in sets for name, one in digests(each).items()}
-    )
     splits = [split(one, config.seed) for one in sets]
     for one, divided in zip(sets, splits, strict=True):
         console.print(_described(one, divided), highlight=False)
-    lists = config.schedule.steps * config.schedule.lists_per_step
-    trainer, progress = _trainer(config, folder, ListSampler(config, sets, splits, lists), console)
+    lists = ListSampler(config, sets, splits, config.schedule.steps * config.schedule.lists_per_step)
+    held_out = _measured(config, sets, splits, None)
+    _check_measurable(held_out)
+    start = checkpoints.claim(
+        work, config, {name: one for each in sets for name, one in digests(each).items()}
+    )
+    trainer, progress = _trainer(config, folder, lists, console)
     if start is not None:
         later = checkpoints.delete_after(start)
         deleted = f"; {', '.join(later)} deleted, saved while the rate was falling" if later else ""
         console.print(f"going on from {start.name}{deleted}", highlight=False)
-    progress.held_out = _measured(config, sets, splits, config.schedule.evaluate_queries)
+    some = _measured(config, sets, splits, config.schedule.evaluate_queries)
+    progress.held_out = some if any(one.passage_ids for one in some) else []
     trainer.train(resume_from_checkpoint=None if start is None else str(start))
     averaged = _average(trainer, work, config.schedule.average_last)
-    progress.held_out = _measured(config, sets, splits, None)
+    progress.held_out = held_out
     found = progress.report(config.schedule.steps)
     trained = Trained(config, sets, splits, averaged, found)
     whole = trainer.model.model if config.new_head else None  # type: ignore[union-attr]
@@ -72,10 +78,12 @@ def train(config: TrainingConfig, console: Console) -> Path:
 
 def preview(config: TrainingConfig, console: Console) -> None:
     """Read and check the tables, print each set's size and its first list; no model, nothing is written."""
+    held_out: list[HeldOutList] = []
     for one in config.sets:
         tables = read_tables(one)
         divided = split(tables, config.seed)
         console.print(_described(tables, divided), highlight=False)
+        held_out += held_out_lists(tables, divided)
         shown = ListSampler(config, [tables], [divided], 1)[0]
         console.print(
             f"  «{shown.query[:_SHOWN]}» · at most {shown.max_length} tokens", highlight=False, markup=False
@@ -84,6 +92,7 @@ def preview(config: TrainingConfig, console: Console) -> None:
             mark = "✓" if shown.relevant and place == 0 else " "
             told = "" if math.isnan(logit) else f"{logit:7.2f} "
             console.print(f"  {mark} {told}{passage[:_SHOWN]}", highlight=False, markup=False)
+    _check_measurable(held_out)
 
 
 def base_folder(config: TrainingConfig) -> Path:
@@ -97,7 +106,14 @@ def base_folder(config: TrainingConfig) -> Path:
         if config.revision is None:
             raise ConfigError(f"base {config.base!r} is no folder here; as a hub id it needs a revision")
         wanted = [CONFIG_FILE, TOKENIZER_FILE, *TOKENIZER_SETTINGS, "*.safetensors", f"*{INDEX_FILE}"]
-        folder = Path(snapshot_download(config.base, revision=config.revision, allow_patterns=wanted))
+        try:
+            folder = Path(snapshot_download(config.base, revision=config.revision, allow_patterns=wanted))
+        except Exception as error:
+            look_up(config.base, config.revision)  # raises where the hub is away, or has no such model
+            first_line = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+            raise ModelError(
+                f"the hub model {config.base} at revision {config.revision} cannot be downloaded ({first_line})"
+            ) from error
     absent = [name for name in (CONFIG_FILE, TOKENIZER_FILE) if not (folder / name).is_file()]
     if absent:
         raise ModelError(f"the base model {folder} has no {absent[0]}")
@@ -168,6 +184,16 @@ def _measured(
 ) -> list[HeldOutList]:
     pairs = zip(sets, splits, strict=True)
     return [one for tables, divided in pairs for one in held_out_lists(tables, divided, most)]
+
+
+def _check_measurable(lists: Sequence[HeldOutList]) -> None:
+    """Raise InputError where queries are held out and none has a passage to order; one of many counts as 0."""
+    if lists and not any(one.passage_ids for one in lists):
+        names = ", ".join(dict.fromkeys(one.texts.set_name for one in lists))
+        raise InputError(
+            f"none of the {len(lists):,} held-out queries of {names} has candidates (in the language of its right "
+            "passage), so nothing can be measured; look at the candidates' query ids, or set held_out.queries to 0"
+        )
 
 
 def _average(trainer: ListTrainer, work: Path, count: int) -> list[int]:

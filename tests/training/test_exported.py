@@ -7,6 +7,7 @@ import yaml
 from training_world import settings, write_tables
 
 from rerank_udf import cli
+from rerank_udf.errors import InputError
 from rerank_udf.spark import training_tables
 from rerank_udf.training.settings import TrainingConfig
 from rerank_udf.training.tables import digests, read_tables
@@ -55,6 +56,22 @@ def test_the_same_rows_are_the_same_tables_in_whatever_order_they_come(through_s
     assert set(found[0]) == {
         f"sets.faq.{name}" for name in ("queries", "passages", "candidates", "qrels", "teacher")
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda rank: rank.astype(str), "column 'rank' has the type .*; a whole number is expected"),
+        (lambda rank: rank.where(rank != 3), "column 'rank' is null in 40 rows"),  # then pandas has floats
+    ],
+)
+def test_types_of_what_spark_read_are_checked_too(through_spark, tmp_path, change, sentence):
+    raw, _ = through_spark
+    rows = pd.read_parquet(tmp_path / "candidates.parquet")
+    rows.assign(rank=change(rows["rank"])).to_parquet(tmp_path / "candidates.parquet", index=False)
+    exported = training_tables.exported(None, TrainingConfig.model_validate(raw))
+    with pytest.raises(InputError, match=f"sets.faq.candidates: {sentence}"):
+        read_tables(exported.sets[0])
 
 
 def test_a_dry_run_leaves_the_copies_of_a_run_alone(through_spark, tmp_path, monkeypatch):

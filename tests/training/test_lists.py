@@ -1,16 +1,21 @@
 import hashlib
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from training_world import TOPICS, settings, write_tables
 
+from rerank_udf.config import load_settings
 from rerank_udf.errors import ConfigError, InputError
 from rerank_udf.training.development import held_out_lists, measure
 from rerank_udf.training.lists import ListSampler
 from rerank_udf.training.settings import HeldOut, TrainingConfig
 from rerank_udf.training.split import groups_held_out, split
-from rerank_udf.training.tables import read_tables
+from rerank_udf.training.tables import digests, read_tables
 
 
 @pytest.fixture
@@ -113,6 +118,24 @@ def test_a_share_of_queries(faq):
     keys = [hashlib.sha256(f"0 {one}".encode()).hexdigest()[:16] for one in tables.queries.ids]
     assert held.held_out.tolist() == [n for n, key in enumerate(keys) if int(key, 16) < 0.3 * 2**64]
     assert sorted([*held.train.tolist(), *held.held_out.tolist()]) == list(range(len(TOPICS)))
+
+
+@pytest.mark.parametrize(
+    ("group", "sentence"),
+    [
+        (
+            "^(t",
+            r"sets.0.held_out.group: '\^\(t' is no regular expression: missing \), unterminated subpattern",
+        ),
+        ("^t", r"sets.0.held_out.group: '\^t' has no parenthesis"),
+    ],
+)
+def test_a_group_that_can_match_nothing_is_told_at_loading(faq, group, sentence):
+    raw = settings(faq, "base")
+    raw["sets"][0]["held_out"] = {"group": group}
+    (faq / "train.yaml").write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError, match=sentence):
+        load_settings(faq / "train.yaml", [], TrainingConfig, "conf/train.yaml")
 
 
 def test_a_group_that_does_not_match_every_id_is_an_error(faq):
@@ -283,3 +306,165 @@ def test_bad_tables_are_sentences(faq, table, change, sentence):
     with pytest.raises(InputError) as error:
         sampler(configured(faq))
     assert sentence in str(error.value)
+
+
+def taught(folder, **of_the_set):
+    return configured(folder, teacher={"table": {"path": str(folder / "teacher.parquet")}}, **of_the_set)
+
+
+DATE = pd.Timestamp("2026-01-01")
+
+
+@pytest.mark.parametrize(
+    ("table", "changed", "sentence"),
+    [
+        (
+            "candidates",
+            {"rank": lambda rows: rows["rank"].astype(str)},
+            "sets.faq.candidates: column 'rank' has the type {text}; a whole number is expected: cast it",
+        ),
+        (
+            "candidates",
+            {"rank": lambda rows: rows["rank"] + 0.5},
+            "sets.faq.candidates: column 'rank' has the type double; a whole number is expected: ",
+        ),
+        (
+            "candidates",
+            {"query_id": lambda rows: DATE},
+            "column 'query_id' has the type timestamp[{unit}]; a string or a whole number is expected",
+        ),
+        (
+            "qrels",
+            {"relevance": lambda rows: "1"},
+            "sets.faq.qrels: column 'relevance' has the type {text}; a whole number is expected",
+        ),
+        (
+            "qrels",
+            {"relevance": lambda rows: True},
+            "'relevance' has the type bool; a whole number is expected",
+        ),
+        (
+            "queries",
+            {"query": lambda rows: range(len(rows))},
+            "sets.faq.input.queries: column 'query' has the type int64; a string is expected",
+        ),
+        (
+            "passages",
+            {"passage": lambda rows: DATE},
+            "column 'passage' has the type timestamp[{unit}]; a string is",
+        ),
+        (
+            "passages",
+            {"passage": lambda rows: b"text"},
+            "column 'passage' has the type binary; a string is expected",
+        ),
+        ("passages", {"lang": lambda rows: 1}, "column 'lang' has the type int64; a string is expected"),
+        (
+            "teacher",
+            {"logit": lambda rows: "0.5"},
+            "sets.faq.teacher: column 'logit' has the type {text}; a number is expected",
+        ),
+    ],
+)
+def test_a_column_of_another_type_is_told(faq, table, changed, sentence):
+    write_tables(faq)[table].assign(**changed).to_parquet(faq / f"{table}.parquet", index=False)
+    column = pq.read_schema(faq / f"{table}.parquet").field(next(iter(changed))).type
+    with pytest.raises(InputError) as error:
+        read_tables(taught(faq).sets[0])
+    unit = column.unit if pa.types.is_timestamp(column) else ""
+    assert sentence.format(text=column, unit=unit) in str(error.value)
+
+
+def test_what_is_no_parquet_is_told(faq):
+    (faq / "qrels.parquet").write_text("query_id,passage_id,relevance")
+    with pytest.raises(InputError, match=r"sets.faq.qrels: .*qrels.parquet cannot be read as Parquet: "):
+        read_tables(configured(faq).sets[0])
+
+
+def test_files_of_different_types_are_told(faq):
+    (faq / "qrels").mkdir()
+    for name, relevance in (("a", 1), ("b", "one")):
+        rows = write_tables(faq)["qrels"].assign(relevance=relevance)
+        rows.to_parquet(faq / f"qrels/{name}.parquet", index=False)
+    with pytest.raises(InputError, match=r"sets.faq.qrels: .*qrels cannot be read: "):
+        read_tables(configured(faq, qrels={"path": str(faq / "qrels")}).sets[0])
+
+
+def test_the_same_values_in_other_types_are_the_same_tables(faq):
+    """Ids that are numbers, categories for texts, whole numbers with a point, logits of Spark's decimals."""
+    tables = write_tables(faq)
+    tables["passages"]["passage_id"] = tables["passages"]["passage_id"].astype("category")
+    for name in ("query", "lang"):
+        tables["queries"][name] = tables["queries"][name].astype("category")
+    for name in ("queries", "candidates", "qrels", "teacher"):
+        tables[name]["query_id"] = tables[name]["query_id"].str[1:]
+
+    def written():
+        for name, table in tables.items():
+            table.to_parquet(faq / f"{name}.parquet", index=False)
+        return digests(read_tables(taught(faq).sets[0]))
+
+    before = written()
+    for name in ("queries", "candidates", "qrels", "teacher"):
+        tables[name]["query_id"] = tables[name]["query_id"].astype("uint32")
+    tables["candidates"]["rank"] = tables["candidates"]["rank"].astype(float)
+    tables["qrels"]["relevance"] = tables["qrels"]["relevance"].astype("int8")
+    tables["teacher"]["logit"] = [Decimal(str(one)) for one in tables["teacher"]["logit"]]
+    assert written() == before
+
+
+@pytest.mark.parametrize(
+    ("logit", "scale", "told"),
+    [
+        (np.inf, 1.0, "inf"),
+        (-np.inf, 1.0, "-inf"),
+        (1e39, 1.0, "1e[+]39"),
+        (1e38, 50.0, "1e[+]38"),
+    ],
+)
+def test_a_teachers_infinite_logit_is_told(faq, logit, scale, told):
+    rows = write_tables(faq)["teacher"]
+    rows.loc[[3, 5], "logit"] = logit
+    rows.to_parquet(faq / "teacher.parquet", index=False)
+    config = configured(faq, teacher={"table": {"path": str(faq / "teacher.parquet")}, "scale": scale})
+    named = (
+        f"sets.faq.teacher: 2 logits are infinite, .* {told} of query_id 'q0', passage_id 't1-en'; drop these"
+    )
+    with pytest.raises(InputError, match=named):
+        read_tables(config.sets[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows.iloc[:0],
+        lambda rows: rows.assign(logit=np.nan),
+        lambda rows: rows.assign(logit=None),
+        lambda rows: pd.DataFrame({"query_id": ["q0"], "passage_id": ["t20-en"], "logit": [1.0]}),
+    ],
+)
+def test_without_qrels_a_teacher_that_knows_no_ranked_pair_is_told(faq, change):
+    rows = write_tables(faq)["teacher"]
+    table = pa.Table.from_pandas(change(rows), preserve_index=False)
+    logit = table.schema.get_field_index("logit")
+    whole = table["logit"].cast(pa.float64())
+    for one in (table, table.set_column(logit, "logit", pa.array(whole.to_pylist(), from_pandas=False))):
+        pq.write_table(one, faq / "teacher.parquet")
+        read_tables(taught(faq).sets[0])  # there are qrels to learn from
+        with pytest.raises(InputError, match=r"sets.faq.teacher: it has a logit for none .* 400 pairs"):
+            read_tables(taught(faq, qrels=None).sets[0])
+
+
+def test_a_held_out_query_without_candidates_counts_as_0(faq):
+    """It is one of those whose answer the first stage did not find."""
+    tables = write_tables(faq)
+    config = configured(faq)
+    read = read_tables(config.sets[0])
+    lost = read.queries.ids[split(read, 0).held_out[0]]
+    rows = tables["candidates"]
+    rows[rows["query_id"] != lost].to_parquet(faq / "candidates.parquet", index=False)
+    read = read_tables(config.sets[0])
+    lists = held_out_lists(read, split(read, 0))
+    found = measure(lists, lambda texts: [np.zeros(len(one.passages), np.float32) for one in texts], seed=0)
+    rows = found.summary.query("documents == 'all' and group == 'all' and measure == 'RR@10'")
+    assert rows.set_index("system").loc["first", ["n", "mean"]].tolist() == [6, pytest.approx(5 / 6)]

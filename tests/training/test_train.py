@@ -2,21 +2,29 @@ import contextlib
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import transformers
+import yaml
+from huggingface_hub.errors import LocalEntryNotFoundError
 from rich.console import Console
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from training_world import settings, write_tables
 
 from rerank_udf import load_scorer
-from rerank_udf.errors import ConfigError, ModelError
+from rerank_udf.config import load_settings
+from rerank_udf.errors import ConfigError, InputError, ModelError
+from rerank_udf.training import checkpoints
 from rerank_udf.training.lists import ListSampler
 from rerank_udf.training.settings import TrainingConfig
-from rerank_udf.training.train import train
+from rerank_udf.training.split import split
+from rerank_udf.training.tables import read_tables
+from rerank_udf.training.train import base_folder, preview, train
 
 QUIET = Console(quiet=True)
 
@@ -336,3 +344,134 @@ def test_a_model_replaces_no_checkpoints_and_no_base(faq, tiny_xlmr, output, nam
     raw |= {"work": str(faq / "work"), "output": str(faq / output)}
     with pytest.raises(ValueError, match=f"is or holds {named} "):
         TrainingConfig.model_validate(raw)
+
+
+def loaded(folder, raw):
+    (folder / "train.yaml").write_text(yaml.safe_dump(raw))
+    return load_settings(folder / "train.yaml", [], TrainingConfig, "conf/train.yaml")
+
+
+def files(folder):
+    return {one.name for one in folder.rglob("*") if one.is_file()}
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_a_card_that_torch_cannot_use_is_told_before_anything_is_read(
+    tmp_path, tiny_bert, monkeypatch, precision
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match=r"device is cuda, but this torch .* sees no CUDA device"):
+        train(configured(tmp_path, tiny_bert, device="cuda", precision=precision), QUIET)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_run_that_diverged_leaves_the_older_model_as_it_is(faq, tiny_bert):
+    folder = train(configured(faq, tiny_bert), QUIET)
+    before, older = weights(folder), files(folder)
+    again = {"optimizer": {"learning_rate": 1e20}, "work": str(faq / "again")}
+    with pytest.raises(
+        ModelError, match=r"not finite numbers: .* lower optimizer.learning_rate \(it is 1e\+20\) or"
+    ):
+        train(configured(faq, tiny_bert, **again), QUIET)
+    assert same(before, weights(folder))
+    assert files(folder) == older
+    assert not (faq / ".model.partial").exists()
+
+
+def test_weights_that_the_outputs_precision_cannot_hold_are_told(faq, tiny_bert):
+    base = faq / "large"
+    shutil.copytree(tiny_bert, base)
+    large = weights(base)
+    large["classifier.bias"][:] = 1e6
+    save_file(large, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"classifier.bias are too large for output_precision float16"):
+        train(configured(faq, base, output_precision="float16"), QUIET)
+    assert not (faq / "model").exists()
+    assert not (faq / ".model.partial").exists()
+
+
+@pytest.mark.parametrize("card", [None, {"licences": None}, {"licences": {"faq": None}}, {"name": None}])
+def test_a_card_says_what_it_says_by_itself_where_a_setting_is_null(faq, tiny_bert, card):
+    folder = train(loaded(faq, settings(faq, tiny_bert, card=card)), QUIET)
+    told = (folder / "README.md").read_text()
+    assert told.startswith("# model\n\nA cross-encoder: it reads")
+    assert "| faq | 34 / 6 | 80 | qrels | 100% | not stated |" in told
+
+
+@pytest.mark.parametrize(
+    ("card", "sentence"),
+    [
+        (
+            "mine",
+            "card: expected a section with name, description, base, licence, licences, limits, found 'mine'",
+        ),
+        ({"licences": "CC0"}, "card.licences: expected a valid dictionary, found 'CC0'"),
+        ({"license": "CC0"}, "unknown setting card.license; did you mean licence?"),
+    ],
+)
+def test_a_card_that_cannot_be_written_is_told_at_loading(faq, card, sentence):
+    with pytest.raises(ConfigError) as error:
+        loaded(faq, settings(faq, "base", card=card))
+    assert sentence in str(error.value)
+
+
+def without_candidates(folder, queries):
+    rows = pd.read_parquet(folder / "candidates.parquet")
+    rows[~rows["query_id"].isin(queries)].to_parquet(folder / "candidates.parquet", index=False)
+
+
+def held_out(folder, base):
+    tables = read_tables(configured(folder, base).sets[0])
+    return [tables.queries.ids[one] for one in split(tables, 0).held_out.tolist()]
+
+
+@pytest.mark.parametrize("run", [train, preview])
+def test_held_out_queries_of_which_none_has_candidates_are_told_before_training(faq, tiny_bert, run):
+    without_candidates(faq, held_out(faq, tiny_bert))
+    with pytest.raises(
+        InputError, match=r"none of the 6 held-out queries of faq has candidates .*held_out.queries"
+    ):
+        run(configured(faq, tiny_bert), QUIET)
+    assert not (faq / "work").exists()  # another held_out would be another run there
+
+
+def test_nothing_is_measured_meanwhile_where_only_later_queries_have_candidates(faq, tiny_bert):
+    without_candidates(faq, held_out(faq, tiny_bert)[:2])
+    schedule = settings(faq, tiny_bert)["schedule"] | {"evaluate_queries": 2}
+    train(configured(faq, tiny_bert, schedule=schedule), QUIET)
+    lines = (faq / "work/development.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [6]
+
+
+@pytest.mark.parametrize("inside", ["", "/deeper"])
+def test_a_work_folder_that_is_a_file_is_told(faq, inside):
+    (faq / "file").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"work is .*, but .*file is a file; give a folder"):
+        loaded(faq, settings(faq, "base", work=str(faq / "file") + inside))
+    assert (faq / "file").read_text() == "years of work"
+
+
+def test_a_work_folder_that_cannot_be_made_is_told(faq):
+    config = configured(faq, "base")
+    (faq / "work").write_text("since then")
+    with pytest.raises(ConfigError, match=r"work: .*work cannot be written to \(.*File exists"):
+        checkpoints.claim(faq / "work", config, {})
+
+
+@pytest.mark.parametrize(
+    ("reached", "sentence"),
+    [(False, "the hub could not be reached or gave an error; on nodes"), (True, "main cannot be downloaded")],
+)
+def test_an_encoder_that_cannot_be_downloaded_is_told(faq, monkeypatch, reached, sentence):
+    def away(*_, **__):
+        raise LocalEntryNotFoundError("no network\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", away)
+    known = SimpleNamespace(siblings=[], sha="0" * 40)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", (lambda *_, **__: known) if reached else away)
+    config = configured(faq, "intfloat/multilingual-e5-small", new_head=True, revision="main")
+    with pytest.raises(
+        ModelError, match=f"the hub model intfloat/multilingual-e5-small.*{sentence}"
+    ) as error:
+        base_folder(config)
+    assert str(error.value).endswith("(LocalEntryNotFoundError: no network)")
