@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import shlex
 import sys
@@ -147,7 +148,13 @@ def _named_places(given: Sequence[str]) -> dict[str, str]:
 @cli.command()
 @_job_options
 @click.option("--query-id", required=True, help="The query to look at.")
-@click.option("--most", default=20, show_default=True, help="Print at most this many candidates.")
+@click.option(
+    "--most",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="Print at most this many candidates.",
+)
 def explain(config_path: str, overrides: tuple[str, ...], query_id: str, most: int) -> None:
     """Print one query's candidates before and after, as the model saw them."""
     config = load_config(config_path, overrides)
@@ -155,7 +162,8 @@ def explain(config_path: str, overrides: tuple[str, ...], query_id: str, most: i
 
     explanation = explain_query(_session("rerank-udf explain"), config, query_id)
     console = _console()
-    console.print(f"Q {explanation.query_id} «{explanation.query}»", markup=False, highlight=False)
+    text = "" if explanation.query is None else f" «{explanation.query}»"
+    console.print(f"Q {explanation.query_id}{text}", markup=False, highlight=False)
     for candidate in explanation.candidates[:most]:
         console.print(_explained_line(candidate), markup=False, highlight=False)
     left = len(explanation.candidates) - most
@@ -166,13 +174,13 @@ def explain(config_path: str, overrides: tuple[str, ...], query_id: str, most: i
 def _explained_line(candidate: Any) -> str:
     rank = "–" if candidate.rank is None else str(candidate.rank)
     was = "–" if candidate.first_stage_rank is None else str(candidate.first_stage_rank)
-    numbers = (
-        "" if candidate.logit is None else f"score {candidate.score:.4f}  logit {candidate.logit:+.4f}  "
-    )
+    fused = "" if candidate.fused_score is None else f"fused {candidate.fused_score:#.4g}  "
+    scored = "" if candidate.logit is None else f"score {candidate.score:.4f}  logit {candidate.logit:+.4f}  "
     cut = ", passage cut" if candidate.truncated else ""
     note = f"  [{candidate.note}]" if candidate.note else ""
     shown = f"\n      {candidate.seen}{' …' if candidate.truncated else ''}" if candidate.seen else ""
-    return f"{rank:>4}  was {was:>3}  {numbers}{candidate.tokens} tokens{cut}  {candidate.passage_id}{note}{shown}"
+    numbers = f"{fused}{scored}{candidate.tokens} tokens{cut}"
+    return f"{rank:>4}  was {was:>3}  {numbers}  {candidate.passage_id}{note}{shown}"
 
 
 @cli.command()
@@ -497,12 +505,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter shows a sign in its place
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if not os.environ.get("RERANK_UDF_DEBUG"):
+        _keep_py4j_quiet()
     try:
         cli.main(
             args=None if arguments is None else list(arguments), prog_name="rerank-udf", standalone_mode=False
         )
     except click.exceptions.Abort:
-        _fail("interrupted", 1)
+        _interrupted()
     except click.ClickException as error:
         error.show()
         sys.exit(2)
@@ -511,9 +521,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("RERANK_UDF_DEBUG"):
             raise
+        if _was_interrupted(error):
+            _interrupted()
         if (raised := _worker_error(error)) is not None:
             _fail(str(raised), raised.exit_code)
         _fail(_place_error(error) or _any_error(error), 1)
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    """Whether the error came up while an interrupt was already on its way out: the JVM hears of Ctrl-C too."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, KeyboardInterrupt):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _keep_py4j_quiet() -> None:
+    """No stacks of the gateway's on top of the sentence that ends the run: it logs through the root logger."""
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)
+    logging.getLogger().addFilter(_is_not_of_py4j)
+
+
+def _is_not_of_py4j(record: logging.LogRecord) -> bool:
+    return "py4j" not in Path(record.pathname).parts
 
 
 def _worker_error(error: Exception) -> RerankError | None:
@@ -550,6 +582,11 @@ def _any_error(error: Exception) -> str:
             "(where it is the score store's: rerank-udf store verify names every damaged one)"
         )
     return f"{type(error).__name__}: {innermost_cause(error)}" if str(error).strip() else type(error).__name__
+
+
+def _interrupted() -> None:
+    print("rerank-udf: interrupted", file=sys.stderr)
+    sys.exit(1)
 
 
 def _fail(message: str, code: int) -> None:

@@ -13,7 +13,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -263,7 +263,8 @@ def decided_rows(job: Job) -> Iterator[Outcome]:
                 yield decided
                 return
         finally:
-            decided.rows.unpersist()
+            with suppress(Exception):  # after Ctrl-C there may be no JVM to ask
+                decided.rows.unpersist()
     raise RerankError(
         f"{lost:,} pairs have neither a score in {job.store.place} nor a reject after {_ROUNDS} rounds; is another job "
         "deleting from the store? Nothing was published; run the same command again"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ from rerank_udf.lake import files
 COMPLETE = "_complete.json"
 _USED_BY = "_used_by"
 _UNKNOWN = "unknown"
+_ID = re.compile(
+    r"(?:\b[a-z]_\d+)?#\d+"
+)  # of a column; before it the name of a lambda's variable, which is counted too
+_WORDS = re.compile(r"[\s(),]+")
 _MOST_FIELDS = "spark.sql.debug.maxToStringFields"
 
 
@@ -93,11 +98,22 @@ def fingerprint(spark: SparkSession, frame: DataFrame, settings: str) -> str | N
     if facts is None:
         return None
     with _nothing_left_out(spark):
-        text = str(plan.canonicalized().toString())
+        text = plan_text(str(plan.toString()), str(plan.canonicalized().toString()))
     digest = hashlib.sha256(f"{__version__} {spark.version} {settings}\n{versions}\n{text}".encode())
     for line in facts:
         digest.update(line.encode())
     return digest.hexdigest()[:32]
+
+
+def plan_text(optimized: str, canonical: str) -> str:
+    """What two texts of one plan say, the same in whatever JVM they were written.
+
+    The optimised plan's ids are counted anew. Its canonical form has the operands of AND and OR in an order by hashes,
+    some of which are new in each JVM; but it keeps a `#1` that stands in a text apart from a `#2`.
+    """
+    seen: dict[str, int] = {}
+    counted = _ID.sub(lambda found: f"#{seen.setdefault(found[0], len(seen))}", optimized)
+    return "\n".join([counted, *sorted(_WORDS.split(canonical))])
 
 
 def _version_of_files(leaf: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -499,6 +500,24 @@ def test_without_a_java_that_spark_takes_the_error_says_what_to_install(
         monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     with pytest.raises(ConfigError, match=sentence):
         session._check_java()
+
+
+def test_what_ctrl_c_breaks_on_its_way_out_is_an_interrupt(monkeypatch, capsys):
+    """Java hears of Ctrl-C too, and whoever cleans up then finds it gone."""
+    monkeypatch.delenv("RERANK_UDF_DEBUG", raising=False)
+
+    def cleans_up(*_arguments: Any, **_names: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            logging.getLogger("py4j.clientserver").error("Exception occurred while shutting down connection")
+            raise RuntimeError("Answer from Java side is empty")
+
+    monkeypatch.setattr(cli.cli, "main", cleans_up)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["rerank"])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "rerank-udf: interrupted\n"
 
 
 @pytest.mark.parametrize(("raised", "code"), [("ConfigError", 2), ("StoreError", 1), ("NoSuchError", 1)])
