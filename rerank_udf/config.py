@@ -9,14 +9,25 @@ from __future__ import annotations
 import datetime
 import difflib
 import fnmatch
+import json
 import posixpath
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from rerank_udf import tables
 from rerank_udf.errors import ConfigError
@@ -26,6 +37,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 _KIND = re.compile(r"\[|^(constrained|function)-")
 _Section = TypeVar("_Section", bound=BaseModel)
 Truncation = Literal["only_second", "longest_first"]
+_OPTIONS = "options"  # of a reader: where keys and passwords stand, which no error repeats
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # s3a://, hdfs://, dbfs:/
 
 
@@ -33,6 +45,27 @@ class Settings(BaseModel):
     """Base of every section: unknown keys are errors, values do not change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic takes true for 1, and YAML takes yes and on for true."""
+        kinds = _plain_types(cls.model_fields[str(info.field_name)].annotation)
+        if kinds & {int, float} and bool not in kinds and _holds_bool(value):
+            raise ValueError(f"expected a number, found {value!r}")
+        return value
+
+
+def _plain_types(annotation: Any) -> set[Any]:
+    """The types that a setting is made of: int and None of `int | None`."""
+    inner = get_args(annotation)
+    return set().union(*map(_plain_types, inner)) if inner else {annotation}
+
+
+def _holds_bool(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_bool, (*value, *value.values())))
+    return any(map(_holds_bool, value)) if isinstance(value, (list, tuple)) else isinstance(value, bool)
 
 
 class Source(Settings):
@@ -403,7 +436,8 @@ def load_settings(
         raise ConfigError(
             f"{file} holds {type(raw).__name__}, expected sections such as {first}: and {second}:"
         )
-    return _parsed(section, _with_overrides(raw, overrides), str(file))
+    given = _given(overrides)
+    return _parsed(section, _with_overrides(raw, given), str(file), {key: value for key, value, _ in given})
 
 
 def parse_config(raw: Mapping[str, Any], where: str = "the settings") -> JobConfig:
@@ -411,11 +445,14 @@ def parse_config(raw: Mapping[str, Any], where: str = "the settings") -> JobConf
     return _parsed(JobConfig, raw, where)
 
 
-def _parsed(section: type[_Section], raw: Mapping[str, Any], where: str) -> _Section:
+def _parsed(
+    section: type[_Section], raw: Mapping[str, Any], where: str, given: Mapping[str, str] | None = None
+) -> _Section:
+    """`given`: the texts of what came from --set, by key."""
     try:
         return section.model_validate(raw)
     except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in _sentences(error, section))
+        lines = "\n".join(f"  {line}" for line in _sentences(error, section, given or {}))
         raise ConfigError(f"{where}:\n{lines}") from None
 
 
@@ -424,26 +461,58 @@ def parse_section(section: type[_Section], raw: Mapping[str, Any], where: str) -
     try:
         return section.model_validate(dict(raw))
     except ValidationError as error:
-        raise ConfigError("; ".join(f"{where}: {line}" for line in _sentences(error, section))) from None
+        raise ConfigError("; ".join(f"{where}: {line}" for line in _sentences(error, section, {}))) from None
 
 
-def _with_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+def _given(overrides: Iterable[str]) -> list[tuple[str, str, Any]]:
+    """Key, text and value of each --set. Raises ConfigError for one that YAML does not read, or not whole."""
+    found = []
     for text in overrides:
         key, sign, value = text.partition("=")
         if not sign or not key:
             raise ConfigError(f"--set takes key.path=value, found {text!r}")
         try:
             parsed = yaml.load(value, _OnceLoader)
+            cut = _has_comment(value)
         except (yaml.YAMLError, ValueError) as error:
-            raise ConfigError(f"--set {key}: the value is not YAML: {value!r}; put it in quotes") from error
+            raise ConfigError(
+                f"--set {key}: the value is not YAML; if it is a text, write {_as_text(key, value)}"
+            ) from error
+        if cut:
+            raise ConfigError(
+                f"--set {key}: what follows # would be left out as a comment; if it belongs to the value, write "
+                f"{_as_text(key, value)}"
+            )
+        found.append((key, value, parsed))
+    return found
+
+
+def _has_comment(text: str) -> bool:
+    """Whether YAML leaves something out: between its tokens there are blanks and comments only."""
+    end = 0
+    for token in yaml.scan(text, yaml.SafeLoader):
+        if "#" in text[end : token.start_mark.index]:
+            return True
+        end = max(end, token.end_mark.index)
+    return False
+
+
+def _as_text(key: str, value: str) -> str:
+    """The --set, as a shell takes it, that gives the value as a text."""
+    shown = "…" if _OPTIONS in key + value else value
+    return f"--set {shlex.quote(f'{key}={json.dumps(shown, ensure_ascii=False)}')}"
+
+
+def _with_overrides(raw: dict[str, Any], given: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:
+    """The settings with those of --set; each section on the way is copied, since an alias is the same one elsewhere."""
+    for key, _, value in given:
         section = raw
         *parents, last = key.split(".")
         for parent in parents:
             inner = section.get(parent)
-            if not isinstance(inner, dict):
-                inner = section[parent] = {}
+            inner = section[parent] = dict(inner) if isinstance(inner, dict) else {}
             section = inner
-        section[last] = parsed
+        section[last] = value
     return raw
 
 
@@ -475,12 +544,15 @@ def _same_table(one: str, other: str) -> bool:
     return all(x == y for x, y in zip(a, b, strict=False))
 
 
-def _sentences(error: ValidationError, root: type[BaseModel] | None = None) -> list[str]:
-    """One sentence a setting; what a setting of several kinds might have been stands in one of them."""
+def _sentences(error: ValidationError, root: type[BaseModel], given: Mapping[str, str]) -> list[str]:
+    """One sentence a setting; what a setting of several kinds might have been stands in one of them.
+
+    `given`: the texts of what came from --set, by key.
+    """
     found: dict[str, str] = {}
     for detail in error.errors():
         where = ".".join(str(part) for part in detail["loc"] if not _KIND.search(str(part)))
-        sentence = _sentence(detail, where, root)
+        sentence = _sentence(detail, where, root, given)
         expected, _, _ = sentence.removeprefix(f"{where}: ").partition(", found")
         earlier = found.get(where)
         also = f", or {expected.removeprefix('expected ')}, found"
@@ -488,10 +560,10 @@ def _sentences(error: ValidationError, root: type[BaseModel] | None = None) -> l
     return list(found.values())
 
 
-def _sentence(detail: Mapping[str, Any], where: str, root: type[BaseModel] | None) -> str:
+def _sentence(detail: Mapping[str, Any], where: str, root: type[BaseModel], given: Mapping[str, str]) -> str:
     """One pydantic error as a sentence that a user can act on."""
     if detail["type"] == "extra_forbidden":
-        known = _known_keys(root or JobConfig, tuple(detail["loc"][:-1]))
+        known = _known_keys(root, tuple(detail["loc"][:-1]))
         close = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         return f"unknown setting {where}; {hint}Known here: {', '.join(known)}"
@@ -500,13 +572,20 @@ def _sentence(detail: Mapping[str, Any], where: str, root: type[BaseModel] | Non
     if detail["type"] == "value_error":
         return f"{where}: {detail['ctx']['error']}" if where else str(detail["ctx"]["error"])
     if detail["type"] == "model_type":
-        known = _known_keys(root or JobConfig, tuple(detail["loc"]))
+        known = _known_keys(root, tuple(detail["loc"]))
         return f"{where}: expected a section with {', '.join(known)}, found {detail['input']!r}"
-    quotes = isinstance(detail["input"], (int, float)) and detail["type"] == "string_type"
     message = str(detail["msg"]).removeprefix("Input should be ")
-    # a reader's options are where keys and passwords stand
-    found = type(detail["input"]).__name__ if "options" in detail["loc"] else repr(detail["input"])
-    return f"{where}: expected {message}, found {found}{'; put it in quotes' if quotes else ''}"
+    found = type(detail["input"]).__name__ if _OPTIONS in detail["loc"] else repr(detail["input"])
+    return f"{where}: expected {message}, found {found}{_remedy(detail, where, given)}"
+
+
+def _remedy(detail: Mapping[str, Any], where: str, given: Mapping[str, str]) -> str:
+    """For what is no text, but would be one in quotes. A shell takes one pair of them away."""
+    if detail["type"] != "string_type" or detail["input"] is None:
+        return ""
+    if where in given:
+        return f"; write {_as_text(where, given[where])}"
+    return "; put it in quotes" if isinstance(detail["input"], (int, float, dict, datetime.date)) else ""
 
 
 def _known_keys(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -1,11 +1,13 @@
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from rerank_udf.config import JobConfig, Ranking, load_config, load_settings, parse_config, parse_section
 from rerank_udf.errors import ConfigError
-from rerank_udf.training.settings import TrainingConfig
+from rerank_udf.training.settings import Negatives, TrainingConfig
 
 REPOSITORY = Path(__file__).parents[1]
 LEAST = {"input": {"candidates": {"path": "data/candidates"}}}
@@ -100,7 +102,16 @@ def test_an_unknown_setting_is_an_error_that_lists_the_known_ones(path, value, s
             1234567,
             "model.revision: expected a valid string, found 1234567; put it in quotes",
         ),
+        (
+            "input.query_template",
+            {"query": None},
+            "input.query_template: expected a valid string, found {'query': None}; put it in quotes",
+        ),
         ("ranking.top_k", 0, "ranking.top_k: expected greater than or equal to 1, found 0"),
+        ("ranking.depth", True, "ranking.depth: expected a number, found True"),
+        ("ranking.min_score", False, "ranking.min_score: expected a number, found False"),
+        ("model.max_tokens_per_batch", True, "model.max_tokens_per_batch: expected a number, found True"),
+        ("store.wave_minutes", True, "store.wave_minutes: expected a number, found True"),
         ("ranking.min_score", float("nan"), "ranking.min_score: expected a finite number, found nan"),
         (
             "ranking.fusion",
@@ -244,6 +255,90 @@ def test_nested_may_be_a_name():
 def write(path: Path, text: str) -> Path:
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def test_a_setting_changes_its_own_table_only_where_two_are_one_alias(tmp_path):
+    """What YAML's aliases make one thing is one dict in Python; each --set is of one key path."""
+    text = "input: {candidates: &a {path: a}, queries: &b {path: b, options: &o {x: y}}, passages: *b}\n"
+    file = write(tmp_path / "job.yaml", text + "evaluation: {qrels: {<<: *a, options: *o}}\n")
+    untouched = load_config(file).model_dump()
+    deeper = load_config(file, ["evaluation.qrels.options.x=z"])
+    assert deeper.evaluation.qrels is not None
+    assert deeper.input.queries is not None
+    assert (deeper.evaluation.qrels.options, deeper.input.queries.options) == ({"x": "z"}, {"x": "y"})
+    for place in ("input.queries", "input.passages", "evaluation.qrels"):
+        changed = load_config(file, [f"{place}.path=other"]).model_dump()
+        part, name = place.split(".")
+        assert changed[part][name]["path"] == "other"
+        changed[part][name]["path"] = untouched[part][name]["path"]
+        assert changed == untouched
+
+
+def test_yes_on_and_true_are_no_numbers(tmp_path):
+    file = write(tmp_path / "job.yaml", "input: {candidates: {path: a}}\n")
+    for word in ("yes", "on", "true", "off"):
+        with pytest.raises(ConfigError, match=r"ranking\.depth: expected a number, found (True|False)"):
+            load_config(file, [f"ranking.depth={word}"])
+    with pytest.raises(ConfigError, match=r"schedule\.steps: expected a number, found True"):
+        training("schedule.steps=yes")
+    with pytest.raises(ConfigError, match=r"ranks: expected a number, found \[True, 3\]"):
+        parse_section(Negatives, {"ranks": [True, 3], "count": 1}, "")
+    assert training("freeze.embeddings=yes", "new_head=on").freeze.embeddings is True
+    assert load_config(file, ["input.nested={parallel: on}", "ranking.depth=2"]).ranking.depth == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("input.query_template", "{query}"),
+        ("input.passage_template", "{title} {passage}"),
+        ("model.revision", "0123456"),
+        ("model.revision", "2026-01-31"),
+        ("model.name", "{it's} \\ $a"),
+        ("model.name", "no"),
+        ("output.reranked.path", "out/run #1"),
+        ("output.reranked.path", "#1"),
+        ("evaluation.clusters", "[x] # y"),
+    ],
+)
+def test_the_remedy_for_a_text_that_yaml_takes_for_something_else_is_one_to_paste(tmp_path, key, value):
+    """A shell reads it as one option, and the setting is then the text that was meant."""
+    file = write(tmp_path / "job.yaml", "input: {candidates: {path: a}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, [f"{key}={value}"])
+    command = str(caught.value).partition("write ")[2]
+    said = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True
+    )
+    option, argument = said.stdout.splitlines()
+    assert option == "--set"
+    found: Any = load_config(file, [argument])
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+def test_the_remedy_is_written_as_a_shell_wants_it(tmp_path):
+    file = write(tmp_path / "job.yaml", "input: {candidates: {path: a}}\n")
+    with pytest.raises(ConfigError, match=r"found 42798; write --set 'model\.revision=\"0123456\"'$"):
+        load_config(file, ["model.revision=0123456"])
+    with pytest.raises(ConfigError, match=r"as a comment; .* --set 'output\.reranked\.path=\"a #1\"'$"):
+        load_config(file, ["output.reranked.path=a #1"])
+
+
+@pytest.mark.parametrize("value", ["out/run#1", '"out/run #1"', "'out/run #1'"])
+def test_a_number_sign_that_begins_no_comment_is_a_letter(tmp_path, value):
+    file = write(tmp_path / "job.yaml", "input: {candidates: {path: a}}\n")
+    found = load_config(file, [f"output.reranked.path={value}"]).output.reranked.path
+    assert found == value.strip("'\"")
+
+
+@pytest.mark.parametrize("value", ["12345678", "{12345678", "12345678 #x"])
+def test_a_readers_options_are_not_repeated_in_a_remedy(tmp_path, value):
+    file = write(tmp_path / "job.yaml", "input: {candidates: {path: a}}\n")
+    with pytest.raises(ConfigError, match=r"write --set 'input\.candidates\.options\.key=\"…\"'") as caught:
+        load_config(file, [f"input.candidates.options.key={value}"])
+    assert "12345678" not in str(caught.value)
 
 
 def test_settings_on_the_command_line_win_over_the_file(tmp_path):

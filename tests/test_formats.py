@@ -338,7 +338,7 @@ def test_gzip_written_twice_is_the_same_file(tmp_path):
 def test_tabs_and_line_breaks_become_spaces_on_request_only(tmp_path):
     put(tmp_path, passages={"passage_id": ["p"], "passage": ["a\tb\r\nc\u2028d"]})
     with pytest.raises(
-        InputError, match=r"passage of id 'p' has a tab or a line break, 'a\\tb.*replace_whitespace"
+        InputError, match=r"passage of id 'p' has a tab or a line break, 'a\\tb.*--replace-whitespace"
     ):
         convert("parquet", tmp_path, "msmarco-collection", tmp_path / "c.tsv")
     assert not (tmp_path / "c.tsv").exists()

@@ -124,7 +124,8 @@ def _cleaner(replace_whitespace: bool) -> _Cleaner:
         if any(c in text for c in "\t\n\r"):
             raise InputError(
                 f"The {column} of id {shown(key)} has a tab or a line break, {shown(text)}, which MS MARCO's "
-                "format cannot hold; write spaces instead (replace_whitespace), or choose another format."
+                "format cannot hold; write spaces instead (--replace-whitespace, in Python replace_whitespace=True), "
+                "or choose another format."
             )
         return text
 

@@ -61,11 +61,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the module's docstring describes, and the number columns that the candidates had."""
+    """What the module's docstring describes, and the number columns that the candidates had.
+
+    `asked`: (query_id as text, query_key) of every candidate whose query can be scored, rejected or not.
+    """
 
     rows: DataFrame
     queries: DataFrame
     passages: DataFrame
+    asked: DataFrame
     queries_without_candidates: DataFrame | None
     has_rank: bool
     has_score: bool
@@ -80,8 +84,8 @@ def prepare(
     that names an unknown column, or `depth` without a first-stage order.
     """
     names = shape.columns
-    table = NamedTable.of("candidates", flat(candidates, shape.nested, shape.columns), "c")
-    rows, has_rank, has_score = _candidate_columns(table, shape, queries, passages)
+    table, unequal = _flat(candidates, shape)
+    rows, has_rank, has_score = _candidate_columns(table, unequal, shape, queries, passages)
     if shape.depth is not None and not (has_rank or has_score):
         raise ConfigError(
             f"ranking.depth needs a first-stage order: candidates has neither {names.rank!r} nor {names.score!r}"
@@ -102,16 +106,32 @@ def prepare(
         names,
     )
     rows = _with_keys(rows, query_side, passage_side)
+    asked = rows.where(F.col("_query_problem").isNull())
     rows = _with_reasons(rows, table.internal, shape)
     rows = _with_first_stage_order(rows, shape.depth, has_rank, has_score)
     return Prepared(
         rows=rows,
         queries=query_side.texts.toDF(tables.QUERY_KEY, tables.QUERY),
         passages=passage_side.texts.toDF(tables.PASSAGE_KEY, tables.PASSAGE),
+        asked=asked.select("_query_id", "_query_key").toDF(tables.QUERY_ID, tables.QUERY_KEY),
         queries_without_candidates=_without_candidates(candidates, table, queries, shape),
         has_rank=has_rank,
         has_score=has_score,
     )
+
+
+def _flat(candidates: DataFrame, shape: Shape) -> tuple[NamedTable, str | None]:
+    """One row a pair; and, of parallel arrays, the column that says what is wrong with their lengths.
+
+    That column comes last and gets a name that no column of the user's has.
+    """
+    frame = flat(candidates, shape.nested, shape.columns)
+    if shape.nested is None or not shape.nested.parallel:
+        return NamedTable.of("candidates", frame, "c"), None
+    *theirs, unequal = frame.columns
+    while unequal in theirs:
+        unequal += "_"
+    return NamedTable.of("candidates", frame.toDF(*theirs, unequal), "c"), unequal
 
 
 def _without_candidates(
@@ -135,20 +155,25 @@ def _without_candidates(
 
 
 def _candidate_columns(
-    table: NamedTable, shape: Shape, queries: DataFrame | None, passages: DataFrame | None
+    table: NamedTable,
+    unequal: str | None,
+    shape: Shape,
+    queries: DataFrame | None,
+    passages: DataFrame | None,
 ) -> tuple[DataFrame, bool, bool]:
     names = shape.columns
     query_id = table.require(names.query_id, "query_id", ID_TYPES, "a string or an integer")
     passage_id = table.require(names.passage_id, "passage_id", ID_TYPES, "a string or an integer")
     score, bad_score = _number(table, names.score, "score", "double", NUMBER_TYPES, shape.lenient_numbers)
     rank, bad_rank = _number(table, names.rank, "rank", "int", INTEGER_TYPES, shape.lenient_numbers)
-    used = {names.query_id, names.passage_id, names.score, names.rank, "_unequal"}
+    used = {names.query_id, names.passage_id, names.score, names.rank}
+    if unequal is not None:
+        used.add(unequal)
     if queries is None:
         used.add(names.query)
     if passages is None:
         used.add(names.passage)
     kept = _kept_columns(table, used, shape)
-    unequal = table.column("_unequal") if "_unequal" in table else F.lit(None).cast("string")
     frame = table.frame.select(
         "*",
         query_id.alias(tables.QUERY_ID),
@@ -161,7 +186,7 @@ def _candidate_columns(
         (_tie_break(table, kept)).alias("_tie"),
         bad_score.alias("_bad_score"),
         bad_rank.alias("_bad_rank"),
-        unequal.alias("_unequal"),
+        (F.lit(None).cast("string") if unequal is None else table.column(unequal)).alias("_unequal"),
     )
     return frame, names.rank in table, names.score in table
 

@@ -14,6 +14,7 @@ from rerank_udf.engine import ScorerPlan
 from rerank_udf.errors import InputError
 from rerank_udf.lake.sources import bad_lines_told
 from rerank_udf.models import local_folder
+from rerank_udf.spark.candidates import Prepared
 from rerank_udf.spark.model import plan_for_job
 from rerank_udf.spark.pipeline import read_and_prepare
 from rerank_udf.spark.ranking import outcome
@@ -30,6 +31,7 @@ class Explained:
     first_stage_rank: int | None
     score: float | None
     logit: float | None
+    fused_score: float | None
     tokens: int
     truncated: bool
     seen: str
@@ -38,15 +40,20 @@ class Explained:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A query as the model saw it, and its candidates in the new order."""
+    """A query as the model saw it, and its candidates in the new order.
+
+    Of a query without a pair to score, the whole text; None where it has none.
+    """
 
     query_id: str
-    query: str
+    query: str | None
     candidates: list[Explained]
 
 
 def explain(spark: SparkSession, config: JobConfig, query_id: str) -> Explanation:
     """Score one query's candidates in this process, as the job would, and show each before and after.
+
+    Any query of the input, whatever `limit_queries` says.
 
     Raises InputError where no candidate has that query id, ModelError where the model cannot be used here.
     """
@@ -55,7 +62,8 @@ def explain(spark: SparkSession, config: JobConfig, query_id: str) -> Explanatio
 
 
 def _explanation(spark: SparkSession, config: JobConfig, query_id: str) -> Explanation:
-    prepared = read_and_prepare(spark, config)
+    whole = config.model_copy(update={"input": config.input.model_copy(update={"limit_queries": None})})
+    prepared = read_and_prepare(spark, whole)
     rows = prepared.rows.where(F.col(tables.QUERY_ID).cast("string") == F.lit(query_id)).localCheckpoint()
     if rows.isEmpty():
         raise InputError(
@@ -80,8 +88,15 @@ def _explanation(spark: SparkSession, config: JobConfig, query_id: str) -> Expla
         for row in result.collect()
     ]
     explained.sort(key=lambda e: (e.rank is None, e.rank or 0, e.first_stage_rank or 0))
-    query = next((pair[0] for pair in seen.values()), "")
-    return Explanation(query_id, query, explained)
+    query = next((pair[0] for pair in seen.values()), None)
+    return Explanation(query_id, _text_of(prepared, query_id) if query is None else query, explained)
+
+
+def _text_of(prepared: Prepared, query_id: str) -> str | None:
+    """The query's text where all of its candidates are rejected; None where it has none, or several."""
+    asked = prepared.asked.where(F.col(tables.QUERY_ID) == F.lit(query_id)).select(tables.QUERY_KEY)
+    found = asked.join(prepared.queries, tables.QUERY_KEY).select(tables.QUERY).distinct().take(2)
+    return str(found[0][0]) if len(found) == 1 else None
 
 
 def _score(plan: ScorerPlan, texts: list[Row]) -> tuple[list[tuple[Any, ...]], dict[bytes, tuple[str, str]]]:
@@ -121,6 +136,7 @@ def _explained(row: Row, fact: tuple[Any, ...] | None, seen: dict[bytes, tuple[s
         first_stage_rank=row[tables.FIRST_STAGE_RANK],
         score=row[tables.SCORE],
         logit=row[tables.LOGIT],
+        fused_score=row.asDict().get(tables.FUSED_SCORE),
         tokens=fact[2] if fact else 0,
         truncated=bool(fact and fact[3]),
         seen=seen[fact[0]][1] if fact else "",

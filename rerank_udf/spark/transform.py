@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from rerank_udf import tables
 from rerank_udf.config import Columns, Nested, Ranking, parse_section
-from rerank_udf.errors import ConfigError
+from rerank_udf.errors import ConfigError, InputError
 from rerank_udf.spark.candidates import Prepared, Shape, prepare
 from rerank_udf.spark.model import plan_for_functions
 from rerank_udf.spark.placement import scoring_profile
@@ -57,9 +57,10 @@ def rerank(
     `partitions`: number of scoring tasks; by default spark.sql.shuffle.partitions. `scorer`: what `load_scorer`
     takes. Pure: no session setting is changed and no `sparkContext` is needed, so it runs through Spark Connect.
 
-    Raises InputError for missing columns and wrong types, ConfigError for settings, ModelError for a model that the
-    driver can see and that cannot be used.
+    Raises InputError for what is no Spark DataFrame, missing columns and wrong types, ConfigError for settings,
+    ModelError for a model that the driver can see and that cannot be used.
     """
+    _check_tables(candidates=candidates, queries=queries, passages=passages)
     ranking = parse_section(
         Ranking,
         {
@@ -72,7 +73,7 @@ def rerank(
         },
         "rerank()",
     )
-    _check_choices(layout, keep_columns, partitions)
+    _check_choices(layout, keep_columns, partitions, nested)
     names = parse_section(Columns, dict(columns or {}), "rerank(columns=)")
     plan = plan_for_functions(model, scorer)
     shape = Shape(
@@ -93,7 +94,26 @@ def rerank(
     return nested_rows(result.reranked()) if layout == "nested" else result.listed()
 
 
-def _check_choices(layout: str, keep_columns: str | Sequence[str], partitions: int | None) -> None:
+def _check_tables(**given: Any) -> None:
+    """Raise InputError for the first that is no DataFrame of Spark's, classic or Connect."""
+    for name, table in given.items():
+        kind = type(table)
+        # before Spark 4 those of Connect are a class of their own
+        if isinstance(table, DataFrame) or kind.__module__.startswith("pyspark.sql.connect"):
+            continue
+        if table is None and name != "candidates":
+            continue
+        package = kind.__module__.partition(".")[0]
+        found = kind.__name__ if package == "builtins" else f"{package}.{kind.__name__}"
+        remedy = "settings are given by name, such as model="
+        if package == "pandas":
+            remedy = f"make one by spark.createDataFrame({name})"
+        raise InputError(f"rerank(): {name} is of type {found}, expected a Spark DataFrame; {remedy}")
+
+
+def _check_choices(
+    layout: str, keep_columns: str | Sequence[str], partitions: int | None, nested: str | None
+) -> None:
     if layout not in ("rows", "nested"):
         raise ConfigError(f"rerank(): layout is {layout!r}, expected 'rows' or 'nested'")
     if isinstance(keep_columns, str) and keep_columns not in ("all", "none"):
@@ -102,6 +122,8 @@ def _check_choices(layout: str, keep_columns: str | Sequence[str], partitions: i
         )
     if partitions is not None and partitions < 1:
         raise ConfigError(f"rerank(): partitions is {partitions}, expected 1 or more, or None")
+    if nested and not isinstance(nested, str):
+        raise ConfigError(f"rerank(): nested is {nested!r}, expected an array column's name, or 'parallel'")
 
 
 def _partitions(candidates: DataFrame) -> int:
@@ -110,10 +132,10 @@ def _partitions(candidates: DataFrame) -> int:
     return int(setting) if setting.isdigit() else 200
 
 
-def _fusion(fusion: str | Mapping[str, Any] | None) -> dict[str, Any]:
+def _fusion(fusion: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
     if fusion is None:
         return {}
-    return {"method": fusion} if isinstance(fusion, str) else dict(fusion)
+    return {"method": fusion} if isinstance(fusion, str) else fusion
 
 
 def _nested(nested: str | None) -> Nested | None:

@@ -44,7 +44,9 @@ def cross_encoder_udf(
     kind = DoubleType() if returns == "score" else FloatType()
 
     def score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.Series]:
-        filled = ((_texts(queries), _texts(passages)) for queries, passages in batches if len(queries))
+        filled = (
+            (_texts(queries), _texts(passages)) for queries, passages in map(_pair, batches) if len(queries)
+        )
         first = next(filled, None)
         if first is None:
             return
@@ -65,6 +67,14 @@ def _valid(text: Column | str) -> Column:
     """The text, or null where it is not valid UTF-8, which pandas cannot hold."""
     column = F.col(text) if isinstance(text, str) else text
     return F.when(valid_utf8(column), column)
+
+
+def _pair(batch: Any) -> tuple[pd.Series, pd.Series]:
+    """Two columns of a batch. SQL calls a registered function with any number: of one, a batch is no tuple."""
+    columns = batch if isinstance(batch, tuple) else (batch,)
+    if len(columns) != 2:
+        raise InputError(f"cross_encoder_udf takes two columns, (query, passage), found {len(columns)}")
+    return columns
 
 
 def _texts(texts: pd.Series) -> pa.Array:

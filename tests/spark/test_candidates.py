@@ -182,6 +182,30 @@ def test_parallel_arrays_and_their_unequal_lengths(spark):
     assert sorted(row[0] for row in prepared.queries_without_candidates.collect()) == ["d", "e"]
 
 
+@pytest.mark.parametrize("nested", [None, Nested(array="hits"), Nested(parallel=True)], ids=str)
+def test_a_column_named_as_our_own_remark_on_arrays_is_the_users(spark, nested):
+    """`_unequal`: kept as any other, and no reason to reject; the lengths of arrays are still compared."""
+    pair: dict[str, tuple[Any, ...]] = {
+        "passage_id string, passage string": ("x", "eins"),
+        "hits array<struct<passage_id string, passage string>>": ([("x", "eins")],),
+        "passage_id array<string>, passage array<string>": (["x"], ["eins"]),
+    }
+    columns = list(pair)[0 if nested is None else 1 if nested.array else 2]
+    rows: list[tuple[Any, ...]] = [
+        (q, "q", own, q, *pair[columns]) for q, own in (("a", "mine"), ("b", None))
+    ]
+    if nested is not None and nested.parallel:
+        rows.append(("c", "q", "mine", "c", ["x", "y"], ["eins"]))
+    table = frame(spark, rows, f"query_id string, query string, _unequal string, _unequal_ string, {columns}")
+    found = [(r["query_id"], r["reason"], r["kept"]) for r in prepared_rows(table, nested=nested)]
+    assert found[:2] == [
+        ("a", None, {"_unequal": "mine", "_unequal_": "a"}),
+        ("b", None, {"_unequal": None, "_unequal_": "b"}),
+    ]
+    rejected = [("c", Reason.UNEQUAL_ARRAYS, {"_unequal": "mine", "_unequal_": "c"})]
+    assert found[2:] == (rejected if nested is not None and nested.parallel else [])
+
+
 def test_queries_that_no_candidate_names_are_known(spark):
     candidates = frame(spark, [("a", ["x"]), ("b", [])], "query_id string, passage_id array<string>")
     queries = frame(spark, [("a", "q"), ("b", "q"), ("c", "q"), (None, "q")], "query_id string, query string")

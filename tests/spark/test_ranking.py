@@ -275,7 +275,7 @@ def test_ranking_runs_no_python(spark):
 )
 def test_fusion_asks_for_what_it_mixes(method, has_rank, has_score, sentence):
     nothing: Any = None
-    prepared = Prepared(nothing, nothing, nothing, None, has_rank, has_score)
+    prepared = Prepared(nothing, nothing, nothing, nothing, None, has_rank, has_score)
     if sentence is None:
         check_fusion(Fusion(method=method), prepared)
         return

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 from counting_scorer import CountingPlan
 from pyspark.sql import functions as F
@@ -277,6 +278,10 @@ def test_what_is_wrong_with_the_call_is_told_at_once(spark, hash_model, tmp_path
         ({"passage_template": "{body}"}, ConfigError, "names 'body', but passages has no column 'body'"),
         ({"columns": {"score": "query_id"}}, InputError, "query_id is string, expected a finite number"),
         ({"nested": "hits"}, InputError, "candidates has no column 'hits'"),
+        ({"nested": True}, ConfigError, "nested is True, expected an array column's name, or 'parallel'"),
+        ({"nested": ["a"]}, ConfigError, "nested is ['a'], expected an array column's name, or 'parallel'"),
+        ({"fusion": ["rrf"]}, ConfigError, "fusion: expected a section with method, reranker_weight, rrf_k"),
+        ({"top_k": True}, ConfigError, "top_k: expected a number, found True"),
         (
             {"precision": "fp16"},
             ConfigError,
@@ -292,6 +297,30 @@ def test_what_is_wrong_with_the_call_is_told_at_once(spark, hash_model, tmp_path
         rerank(*tables, model=str(tmp_path))
     with pytest.raises(ConfigError, match="precision is 'half'"):  # of a folder that only executors see, too
         cross_encoder_udf("/on/executors/only", precision="half")
+
+
+def test_what_is_no_spark_table_is_told_before_anything_else(spark, hash_model):
+    candidates, queries, passages = three_tables(spark)
+    local = pd.DataFrame({"query_id": ["a"]})
+    wrong: list[tuple[tuple[Any, ...], str]] = [
+        (
+            (local,),
+            r"candidates is of type pandas.DataFrame, .*; make one by spark.createDataFrame\(candidates\)",
+        ),
+        ((candidates, local, passages), r"queries is of type pandas.DataFrame, .*createDataFrame\(queries\)"),
+        ((candidates, "mini"), "queries is of type str, .*; settings are given by name, such as model="),
+        ((candidates, queries, ["p"]), "passages is of type list, expected a Spark DataFrame"),
+        ((None,), "candidates is of type NoneType, expected a Spark DataFrame"),
+    ]
+    for given, sentence in wrong:
+        with pytest.raises(InputError, match=rf"^rerank\(\): {sentence}"):
+            rerank(*given, model=str(hash_model))
+
+
+def test_a_table_of_connect_is_one_before_spark_4_too():
+    """There its class is none of the classic one's."""
+    remote = type("DataFrame", (), {"__module__": "pyspark.sql.connect.dataframe"})()
+    transform._check_tables(candidates=remote, queries=None, passages=remote)
 
 
 def test_a_column_of_the_users_named_reason_is_told(spark, hash_model):

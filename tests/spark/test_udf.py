@@ -125,6 +125,17 @@ def test_what_is_no_text_is_told_in_a_sentence(spark, hash_model):
         table.collect()
 
 
+@pytest.mark.parametrize(("given", "count"), [("query", 1), ("query, passage, query", 3)])
+def test_another_number_of_columns_in_sql_is_told_in_a_sentence(spark, pairs, hash_model, given, count):
+    """Two rows of one column would be taken for a pair."""
+    spark.udf.register("rerank_score", cross_encoder_udf(str(hash_model)))
+    pairs.limit(2).coalesce(1).createOrReplaceTempView("two_for_sql")
+    with pytest.raises(
+        PythonException, match=rf"cross_encoder_udf takes two columns, \(query, passage\), found {count}\b"
+    ):
+        spark.sql(f"select rerank_score({given}) as score from two_for_sql").collect()
+
+
 def test_wrong_arguments_fail_on_the_driver(hash_model, tmp_path):
     with pytest.raises(TypeError, match="unknown argument 'max_lenght'; a scorer takes revision, max_length"):
         cross_encoder_udf(str(hash_model), max_lenght=3)
