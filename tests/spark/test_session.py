@@ -135,7 +135,7 @@ def test_interrupted_it_says_so_and_leaves_nothing_running(settings, tmp_path, m
         if _running(process.pid, "."):
             os.killpg(process.pid, signal.SIGKILL)
     said = (tmp_path / "log").read_text()
-    assert said.endswith("rerank-udf: interrupted\n")
+    assert "rerank-udf: interrupted" in said.splitlines()  # Java may still say a line of its own
     for stack in ("Traceback", "\tat ", "ERROR:root"):
         assert stack not in said
 
