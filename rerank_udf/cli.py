@@ -12,8 +12,7 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,7 +22,7 @@ from rich.console import Console
 
 from rerank_udf import __version__, errors
 from rerank_udf.config import JobConfig, Model, load_config, load_settings, parse_section
-from rerank_udf.errors import ConfigError, NotEvaluatedError, RerankError
+from rerank_udf.errors import ConfigError, RerankError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -94,22 +93,14 @@ def rerank(config_path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
     console.print(report.table())
     if evaluated:
         from rerank_udf.spark.judged import write_evaluation
+        from rerank_udf.spark.reporting import published_all_the_same
 
         as_read = at_versions(config, report.input_versions)
-        with _published_all_the_same(config):
-            write_evaluation(spark, as_read, report, _print_evaluation(spark, as_read, None), console)
-
-
-@contextmanager
-def _published_all_the_same(config: JobConfig) -> Iterator[None]:
-    """Errors of the evaluation say that the table is there, and end with 1: 2 means that nothing was scored."""
-    try:
-        yield
-    except RerankError as error:
-        raise NotEvaluatedError(
-            f"{config.output.reranked} is published, but could not be evaluated: {str(error).rstrip('.')}; "
+        again = (
             "rerank-udf evaluate with the same settings measures it once that is mended, and scores nothing"
-        ) from error
+        )
+        with published_all_the_same(config, "could not be evaluated", again):
+            write_evaluation(spark, as_read, report, _print_evaluation(spark, as_read, None), console)
 
 
 @cli.command()
@@ -516,14 +507,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except RerankError as error:
-        _fail(str(error), error.exit_code)
     except Exception as error:
-        if os.environ.get("RERANK_UDF_DEBUG"):
+        if os.environ.get("RERANK_UDF_DEBUG") and getattr(error, "exit_code", 1) == 1:
             raise
         if _was_interrupted(error):
             _interrupted()
-        if (raised := _worker_error(error)) is not None:
+        raised = error if isinstance(error, RerankError) else _worker_error(error)
+        if raised is not None:
             _fail(str(raised), raised.exit_code)
         _fail(_place_error(error) or _any_error(error), 1)
 

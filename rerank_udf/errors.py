@@ -49,8 +49,8 @@ class TooManyRejectsError(RerankError):
     exit_code = 3
 
 
-class NotEvaluatedError(RerankError):
-    """The table is published, but could not be measured afterwards."""
+class PublishedError(RerankError):
+    """The table is published, but its report could not be written, or it could not be measured."""
 
 
 class StoreError(RerankError):

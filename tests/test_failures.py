@@ -61,5 +61,5 @@ def test_the_innermost_cause_is_one_line(message, cause):
 
 
 def test_the_file_that_could_not_be_read_is_found():
-    assert unreadable_file(RuntimeError(DAMAGED)) == "file:///d/c.parquet"
+    assert unreadable_file(RuntimeError(DAMAGED)) == "/d/c.parquet"
     assert unreadable_file(RuntimeError(FULL)) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 # What a disk, a file system or its rights say; wherever in a stack it stands, it is the cause.
 _PLACE = re.compile(
@@ -40,7 +41,13 @@ def innermost_cause(error: BaseException) -> str:
 def unreadable_file(error: BaseException) -> str | None:
     """The file that a message with Java stacks names as one that could not be read; None where it names none."""
     found = _READING.search(str(error))
-    return found[1] if found else None
+    return shown_path(found[1]) if found else None
+
+
+def shown_path(url: str) -> str:
+    """A file's URL as a user would write the path."""
+    path = unquote(url)
+    return path.removeprefix("file:").replace("///", "/", 1) if path.startswith("file:") else path
 
 
 def place_failure(error: BaseException) -> str | None:

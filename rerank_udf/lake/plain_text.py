@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 
 from rerank_udf.config import Source
 from rerank_udf.lake import files
+from rerank_udf.lake.failures import shown_path
 
 # Options of a source that say which files are read, and where a line ends.
 _OF_FILES = {
@@ -128,12 +129,6 @@ def numbered(lines: DataFrame, line: Line) -> Line:
             return Line(line.file, line.data, before + block["found"] - block["first"] + 1)
         before += block["lines"]
     return line
-
-
-def shown_path(url: str) -> str:
-    """A file's URL as a user would write the path."""
-    path = unquote(url)
-    return path.removeprefix("file:").replace("///", "/", 1) if path.startswith("file:") else path
 
 
 def excerpt(data: bytes, at: int = 0) -> str:

@@ -16,6 +16,7 @@ from rerank_udf.errors import InputError
 from rerank_udf.lake import files, plain_text
 from rerank_udf.lake.catalog import provider_of, quoted_table
 from rerank_udf.lake.delta import DeltaTable
+from rerank_udf.lake.failures import shown_path, unreadable_file
 from rerank_udf.lake.iceberg import IcebergTable
 
 # CSV as RFC 4180 has it: a header line, quotes doubled inside quotes, line breaks allowed in quoted text. A cell with
@@ -46,7 +47,6 @@ _BROKEN_FILE = re.compile(
     r"[Cc]hecksum|CRC|Unknown frame descriptor|data error"
 )
 _DECOMPRESSOR = "org.apache.hadoop.io.compress."
-_OF_FILE = re.compile(r"while reading file (\S+?)\.?\s")
 _BAD_CSV = re.compile(r"\[MALFORMED_CSV_RECORD\] (.*)")
 _BAD_LINE = re.compile(r"\[MALFORMED_RECORD_IN_PARSING[^\]]*\] (.*)")
 _SQLSTATE = re.compile(r"\s*SQLSTATE: \w+")
@@ -150,13 +150,12 @@ def _bad_file(error: Exception) -> str | None:
     text = str(error)
     for kind, pattern in _OTHER_FORMAT.items():
         if found := pattern.search(text):
-            name = plain_text.shown_path(found[1])
+            name = shown_path(found[1])
             return (
                 f"{name} is not {kind} file; say what it is (format: csv, say), or take it out of the folder"
             )
     if _DECOMPRESSOR in text and _BROKEN_FILE.search(text):
-        named = _OF_FILE.search(text)  # Spark 3.5 does not say which
-        name = plain_text.shown_path(named[1]) if named else "a compressed file"
+        name = unreadable_file(error) or "a compressed file"  # Spark 3.5 does not say which
         return f"{name} breaks off, or is not compressed as its name says; copy it again"
     return None
 
@@ -196,8 +195,8 @@ def bad_lines_told() -> Iterator[None]:
         found = _BAD_CSV.search(str(error)) or _BAD_LINE.search(str(error))
         if found is None:
             raise
-        file = _OF_FILE.search(str(error))
-        where = f"an input line of {plain_text.shown_path(file[1])}" if file else "an input line"
+        file = unreadable_file(error)
+        where = f"an input line of {file}" if file else "an input line"
         what = _SQLSTATE.sub("", found[1])
         raise InputError(
             f"{where} cannot be read: {what:.500} (CSV: is a text with a comma or quote in it not quoted? JSON: is it "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from pyspark.sql import SparkSession
@@ -10,12 +9,12 @@ from pyspark.sql import functions as F
 
 from rerank_udf import tables
 from rerank_udf.config import JobConfig
-from rerank_udf.lake import files
 from rerank_udf.lake.sources import bad_lines_told
 from rerank_udf.lake.store import open_store
 from rerank_udf.spark.lookup import KNOWN, KnownFacts, known_facts, with_known
 from rerank_udf.spark.model import on_driver, plan_for_job
 from rerank_udf.spark.pipeline import check_target, read_and_prepare
+from rerank_udf.spark.reporting import read_report
 
 SAMPLE_PAIRS = 1000
 
@@ -113,10 +112,6 @@ def _sampled_tokens(config: JobConfig, pairs: list[tuple[str, str]]) -> tuple[in
 
 def _last_speed(spark: SparkSession, config: JobConfig) -> float | None:
     """tokens/s from the report that the last run left, if it used the same model."""
-    path = f"{config.run.report.rstrip('/')}/run_report.json"
-    try:
-        report = json.loads(files.read_text(spark, path) or "")
-    except ValueError:
-        return None
+    report = read_report(spark, config.run.report)
     same = report.get("model", {}).get("name") == config.model.name
     return float(report.get("tokens_per_second", 0.0)) or None if same else None

@@ -27,7 +27,6 @@ from rerank_udf.config import JobConfig
 from rerank_udf.engine import ScorerPlan
 from rerank_udf.errors import InputError, RerankError, TooManyRejectsError
 from rerank_udf.lake import files, targets, versions
-from rerank_udf.lake.failures import innermost_cause
 from rerank_udf.lake.sources import at_version, bad_lines_told, is_text_typed, read_source, version_of_now
 from rerank_udf.lake.store import ScoreStore, open_store
 from rerank_udf.report import RunReport, new_report
@@ -45,7 +44,7 @@ from rerank_udf.spark.model import plan_for_job
 from rerank_udf.spark.placement import most_local_tasks, scoring_profile
 from rerank_udf.spark.progress import ScoringProgress
 from rerank_udf.spark.ranking import Outcome, check_fusion, nested, outcome, rejected
-from rerank_udf.spark.reporting import write_report
+from rerank_udf.spark.reporting import published_all_the_same, write_report
 from rerank_udf.spark.rows import StagedRows, stage_rows
 from rerank_udf.spark.session import checked_classic, slots
 from rerank_udf.spark.staging import PLACE, StagedPairs, stage_pairs
@@ -92,21 +91,10 @@ def run_rerank(spark: SparkSession, config: JobConfig, console: Console, command
             work.clear_away_the_dead(partial(absorb, spark, store))
         with decided_rows(job) as decided, report.phase("publish"):
             publish(job, decided)
-    with _published_all_the_same(config):
+    again = "the same command scores nothing and writes it, once that is mended"
+    with published_all_the_same(config, f"its report could not be written to {config.run.report}", again):
         write_report(spark, config, report, console)
     return report
-
-
-@contextmanager
-def _published_all_the_same(config: JobConfig) -> Iterator[None]:
-    """Errors of the report say that the table is there."""
-    try:
-        yield
-    except Exception as error:
-        raise RerankError(
-            f"{config.output.reranked} is published, but its report could not be written to {config.run.report}: "
-            f"{innermost_cause(error)}; the same command scores nothing and writes it, once that is mended"
-        ) from error
 
 
 def _workplace(spark: SparkSession, config: JobConfig, model_key: str, run_id: str) -> Workplace:

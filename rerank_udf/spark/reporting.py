@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -10,8 +12,33 @@ from rich.console import Console
 
 from rerank_udf import page
 from rerank_udf.config import JobConfig
+from rerank_udf.errors import PublishedError, RerankError
 from rerank_udf.lake import files
+from rerank_udf.lake.failures import innermost_cause
 from rerank_udf.report import RunReport
+
+FILE = "run_report.json"
+
+
+@contextmanager
+def published_all_the_same(config: JobConfig, but: str, remedy: str) -> Iterator[None]:
+    """Errors say that the table is there, `but` what; and end with 1: 2 would mean that nothing was scored."""
+    try:
+        yield
+    except Exception as error:
+        why = str(error) if isinstance(error, RerankError) else innermost_cause(error)
+        raise PublishedError(
+            f"{config.output.reranked} is published, but {but}: {why.rstrip('.')}; {remedy}"
+        ) from error
+
+
+def read_report(spark: SparkSession, folder: str) -> Mapping[str, Any]:
+    """The report that the last run left in `run.report`; empty where there is none that can be understood."""
+    try:
+        found = json.loads(files.read_text(spark, f"{folder.rstrip('/')}/{FILE}") or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_report(
@@ -28,7 +55,7 @@ def write_report(
     """
     folder = config.run.report.rstrip("/")
     html = f"{folder}/{page.FILE}"
-    report.output["report"] = f"{folder}/run_report.json"
+    report.output["report"] = f"{folder}/{FILE}"
     missing = page.missing_package()
     if missing is None:
         report.output["page"] = html

@@ -24,7 +24,7 @@ from rerank_udf.lake.failures import innermost_cause
 from rerank_udf.lake.files import local_refusal
 
 _VARIABLES = ("MASTER", "SPARK_HOME", "SPARK_CONF_DIR", "SPARK_LOCAL_DIRS", "PYSPARK_SUBMIT_ARGS")
-_MASTERS = ("local", "spark://", "yarn", "k8s://")
+_MASTERS = ("local", "spark://", "yarn", "k8s://", "mesos://")
 _CORE = re.compile(r"-(\d+\.\d+)\.[\w.-]+\.jar$")
 _JAVA_VERSION = re.compile(r'version "(?:1\.)?(\d+)')
 
@@ -99,15 +99,15 @@ def _interrupted_when_there_is_a_gateway() -> Iterator[None]:
 
     Interrupted before, PySpark deletes the file that the JVM is to answer in, and the JVM stays for good.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield  # interrupts are not for this thread, or ignored (in the background of a shell)
         return
     held: list[FrameType | None] = []
-    before = signal.getsignal(signal.SIGINT)
 
     def hold(number: int, frame: FrameType | None) -> None:
         held.append(frame)
-        if SparkContext._gateway is not None and callable(before):
+        if SparkContext._gateway is not None:
             before(number, frame)
 
     signal.signal(signal.SIGINT, hold)
@@ -159,9 +159,9 @@ def _check_spark_home(home: Path) -> None:
 
 
 def _variables_set() -> str:
-    """Those that decide how Spark starts, for an error."""
-    found = [f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ]
-    return f" (with {', '.join(found)} in the environment)" if found else ""
+    """The names of those that decide how Spark starts, for an error; their values may be secrets."""
+    found = [name for name in _VARIABLES if name in os.environ]
+    return f" ({', '.join(found)} set in the environment)" if found else ""
 
 
 def _check_java() -> None:

@@ -10,9 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import jobs_of
 import pytest
-import yaml
-from tables_of import three_tables
 
 from rerank_udf.errors import ConfigError
 from rerank_udf.spark import session
@@ -63,20 +62,9 @@ def settings(spark, hash_model: Path, tmp_path: Path) -> Path:
     """A settings file in a folder with a letter beyond ASCII, of tables beside it."""
     folder = tmp_path / "données"
     folder.mkdir()
-    names = ("candidates", "queries", "passages")
-    for name, table in zip(names, three_tables(spark), strict=True):
-        table.coalesce(1).write.parquet(str(folder / name))
-    job = {
-        "input": {name: {"path": str(folder / name)} for name in names},
-        "model": {"name": str(hash_model)},
-        "output": {
-            "reranked": {"path": str(folder / "out")},
-            "rejects": {"path": str(folder / "rejects")},
-        },
-        "run": {"report": str(folder / "report")},
-    }
+    jobs_of.write_inputs(spark, folder)
     file = folder / "job.yaml"
-    file.write_text(yaml.safe_dump(job), encoding="utf-8")
+    file.write_text(jobs_of.settings(folder, hash_model).model_dump_json(), encoding="utf-8")  # JSON is YAML
     return file
 
 
@@ -93,7 +81,8 @@ def _environment(tmp_path: Path, **more: str) -> dict[str, str]:
 
 def test_what_goes_wrong_is_told_without_a_stack_of_java_and_in_any_locale(settings, tmp_path):
     """LC_ALL=C is what cron and many containers have; Java then takes é for no letter of a file's name."""
-    (part,) = (settings.parent / "candidates").glob("part-*.parquet")
+    parts = (settings.parent / "candidates").glob("part-*.parquet")
+    part = max(parts, key=lambda one: one.stat().st_size)
     whole = part.read_bytes()
     part.write_bytes(whole[:4] + b"x" * 60 + whole[64:])
     (settings.parent / "candidates" / f".{part.name}.crc").unlink()
@@ -119,8 +108,8 @@ def test_interrupted_it_says_so_and_leaves_nothing_running(settings, tmp_path, m
     out = settings.parent
     seen = {
         "java starts": lambda: "spark" in _running(process.pid, "java"),
-        "rows are staged": lambda: any(out.glob("out_store/_work/staged/*/*")),
-        "the table is published": lambda: any(out.glob("out/_versions/*")),
+        "rows are staged": lambda: any(out.glob("out/reranked_store/_work/staged/*/*")),
+        "the table is published": lambda: any(out.glob("out/reranked/_versions/*")),
     }
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(

@@ -11,12 +11,12 @@ from pyspark.sql import SparkSession
 
 from rerank_udf.config import JobConfig, Model, Ranking, Target, parse_section
 from rerank_udf.errors import ConfigError
-from rerank_udf.lake import files, versions
+from rerank_udf.lake import versions
 from rerank_udf.lake.catalog import provider_of
 from rerank_udf.lake.delta import DeltaTable
 from rerank_udf.lake.iceberg import IcebergTable
+from rerank_udf.spark.reporting import FILE, read_report
 
-_FILE = "run_report.json"
 _OF_A_SCORE = ("name", "revision", "max_length", "query_max_length", "truncation", "precision")
 # What Delta commits of its own accord, or for its upkeep, and no row is another after it.
 _UPKEEP = {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES"}
@@ -65,7 +65,9 @@ def origin_of(spark: SparkSession, config: JobConfig) -> Origin:
     Parquet versions carry their run_id and model_key; of a Delta or Iceberg table the report names the version, which
     has to be the newest; of a table of Spark's own only the report's word is to be had.
     """
-    report = _report(spark, config.run.report)
+    report = read_report(spark, config.run.report)
+    if not isinstance(report.get("config"), dict):
+        report = {}
     target = config.output.reranked
     if target.path and target.format == "parquet":
         marks = versions.facts_of(spark, target.path, target.run_date) or {}
@@ -78,20 +80,11 @@ def origin_of(spark: SparkSession, config: JobConfig) -> Origin:
     settings = report.get("config", {})
     try:
         return Origin(
-            parse_section(Model, settings.get("model", {}), _FILE) if same_model else None,
-            parse_section(Ranking, settings.get("ranking", {}), _FILE) if same_run else None,
+            parse_section(Model, settings.get("model", {}), FILE) if same_model else None,
+            parse_section(Ranking, settings.get("ranking", {}), FILE) if same_run else None,
         )
     except ConfigError:  # of another version of this package
         return Origin()
-
-
-def _report(spark: SparkSession, folder: str) -> Mapping[str, Any]:
-    """The last run's report; empty where there is none that can be read."""
-    try:
-        found = json.loads(files.read_text(spark, f"{folder.rstrip('/')}/{_FILE}") or "{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) and isinstance(found.get("config"), dict) else {}
 
 
 def _is_of_report(spark: SparkSession, target: Target, report: Mapping[str, Any]) -> bool:
