@@ -131,13 +131,18 @@ def test_a_byte_order_mark_and_gzip_are_no_trouble(spark, tmp_path, format_):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("p.csv", gzip.compress(PASSAGES.encode()), "is compressed with gzip"),
-        ("p.csv.gz", gzip.compress(PASSAGES.encode() * 500)[:-20], "breaks off, or is not compressed"),
+        ("p.csv", gzip.compress(PASSAGES.encode(), mtime=0), "is compressed with gzip"),
+        (
+            "p.csv.gz",
+            gzip.compress(PASSAGES.encode() * 500, mtime=0)[:-20],
+            "breaks off, or is not compressed",
+        ),
         ("p.csv.gz", PASSAGES.encode(), "breaks off, or is not compressed"),
         ("p.csv", b"PK\x03\x04\xff\xff", "is a zip archive"),
         ("p.csv", b"", "there is nothing in it; a CSV has a header line"),
         ("p.csv", OBJECTS.encode(), "is it JSON (format: json)?"),
     ],
+    ids=["gzip without .gz", "gzip broken off", "no gzip", "zip", "empty", "JSON"],
 )
 def test_a_csv_that_is_something_else_is_told(spark, tmp_path, name, content, sentence):
     (tmp_path / name).write_bytes(content)
