@@ -420,6 +420,9 @@ RUN = "query, Q0, passage, rank, score, tag"
 BEIR_QRELS = "query-id\tcorpus-id\tscore\n"
 
 
+BROKEN_GZIP = gzip.compress(b"q 0 p 1\n" * 9999, mtime=0)[:-30]
+
+
 @pytest.mark.parametrize(
     ("form", "content", "sentence"),
     [
@@ -434,7 +437,7 @@ BEIR_QRELS = "query-id\tcorpus-id\tscore\n"
         ("trec-qrels", "q 0 p " + "9" * 19, "line 1: found relevance '9999"),
         ("trec-qrels", "q 0 p 1\nq 0 p 1", "qrels: query_id 'q', passage_id 'p' stands there twice"),
         ("trec-qrels", b"q 0 p 1\nq 0 caf\xe9 1", "line 2: found byte 0xe9, which is not UTF-8"),
-        ("trec-qrels", gzip.compress(b"q 0 p 1\n" * 9999, mtime=0)[:-30], "line [0-9]+: found broken gzip .*copy it again"),
+        ("trec-qrels", BROKEN_GZIP, "line [0-9]+: found broken gzip .*copy it again"),
         ("msmarco-queries", "1\ta\tb", r"line 1: found 3 fields.* 2 tab-separated fields \(query_id, query\)"),
         ("msmarco-queries", "1\ta\n1\tb", "queries: query_id '1' stands there twice"),
         ("msmarco-queries", "\ta", "line 1: found an empty query_id; an id"),
