@@ -1,7 +1,8 @@
-"""This machine: its processor, and how many threads a scoring process may use (stated, never guessed by a library)."""
+"""This machine: its processor, its disks, and the threads of a scoring process (stated, never guessed by a library)."""
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from pathlib import Path
@@ -45,6 +46,16 @@ def _quota() -> float:
         if quota.isdigit() and period.isdigit():  # else "max", or -1
             return int(quota) / int(period)
     return math.inf
+
+
+def write_refusal(path: Path) -> str | None:
+    """Why this process can write nothing into the folder `path`, there or still to be made; None where it can."""
+    there = next(folder for folder in (path, *path.parents) if os.access(folder, os.F_OK))
+    if not there.is_dir():
+        return f"{there} is a file"
+    if os.statvfs(there).f_flag & os.ST_RDONLY:
+        return f"{there}: {os.strerror(errno.EROFS)}"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{there}: {os.strerror(errno.EACCES)}"
 
 
 _told: dict[str, str] = {}  # variable → what this module has set it to

@@ -7,9 +7,7 @@ both at once. Needs a classic session (a JVM at hand), which every job has.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
-import os
 import re
 import shutil
 import time
@@ -22,6 +20,7 @@ from pyspark.sql import SparkSession
 
 from rerank_udf.errors import InputError
 from rerank_udf.lake.failures import innermost_cause
+from rerank_udf.machine import write_refusal
 
 # Where one PUT is atomic, a rename is a copy, and a folder has no time of its own.
 _OBJECT_STORES = {"s3", "s3a", "s3n", "gs", "oss", "cosn", "obs", "wasb", "wasbs", "dbfs"}
@@ -116,7 +115,7 @@ def refusal(spark: SparkSession, path: str) -> str | None:
     """
     local = local_path(spark, path)
     if local is not None:
-        return local_refusal(local)
+        return write_refusal(local)
     system, probe = _resolve(spark, f"{path.rstrip('/')}/{PROBE}{uuid.uuid4().hex[:8]}")
     try:
         _create(system, probe, "")
@@ -246,16 +245,6 @@ def s3_options(spark: SparkSession, path: str) -> dict[str, str]:
     ):
         found["scheme"] = "http"
     return {name: value for name, value in found.items() if value}
-
-
-def local_refusal(path: Path) -> str | None:
-    """`refusal` for a folder of this machine, without Spark."""
-    there = next(folder for folder in (path, *path.parents) if os.access(folder, os.F_OK))
-    if not there.is_dir():
-        return f"{there} is a file"
-    if os.statvfs(there).f_flag & os.ST_RDONLY:
-        return f"{there}: {os.strerror(errno.EROFS)}"
-    return None if os.access(there, os.W_OK | os.X_OK) else f"{there}: {os.strerror(errno.EACCES)}"
 
 
 def _remove_local(path: Path) -> None:

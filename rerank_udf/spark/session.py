@@ -21,7 +21,7 @@ from pyspark.sql import SparkSession
 
 from rerank_udf.errors import ConfigError
 from rerank_udf.lake.failures import innermost_cause
-from rerank_udf.lake.files import local_refusal
+from rerank_udf.machine import write_refusal
 
 _VARIABLES = ("MASTER", "SPARK_HOME", "SPARK_CONF_DIR", "SPARK_LOCAL_DIRS", "PYSPARK_SUBMIT_ARGS")
 _MASTERS = ("local", "spark://", "yarn", "k8s://", "mesos://")
@@ -137,7 +137,7 @@ def _check_variables() -> None:
                 f"{name} is {python!r}, and there is no such program; unset it, or name a Python"
             )
     folders = [name for name in os.environ.get("SPARK_LOCAL_DIRS", "").split(",") if name]
-    refused = [why for name in folders if (why := local_refusal(Path(name).absolute()))]
+    refused = [why for name in folders if (why := write_refusal(Path(name).absolute()))]
     if folders and len(refused) == len(folders):
         raise ConfigError(
             f"SPARK_LOCAL_DIRS: nothing can be written in {refused[0]}; unset it, or name other folders"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rerank_udf.errors import ConfigError, ModelError
 from rerank_udf.evaluation import Evaluation
+from rerank_udf.machine import write_refusal
 from rerank_udf.models.checkpoint import (
     CONFIG_FILE,
     TOKENIZER_FILE,
@@ -46,13 +47,20 @@ class Trained:
 
 
 def check_output(target: Path) -> None:
-    """Raise ConfigError for a place that holds something else than a model: the new one replaces the whole folder."""
+    """Raise ConfigError for a place that cannot be written, or holds something else than a model.
+
+    The new model replaces the whole folder.
+    """
     if target.is_file() or (
         target.is_dir() and any(target.iterdir()) and not (target / WEIGHTS_FILE).is_file()
     ):
         raise ConfigError(
             f"output: {target} holds no {WEIGHTS_FILE}, and the model would replace it; give a folder that is empty or "
             "does not exist yet"
+        )
+    if (why := write_refusal(target.absolute().parent)) is not None:
+        raise ConfigError(
+            f"output: the model could not be written to {target} ({why}); give another folder, or the right to write"
         )
 
 

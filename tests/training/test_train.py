@@ -355,6 +355,16 @@ def files(folder):
     return {one.name for one in folder.rglob("*") if one.is_file()}
 
 
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_read(tmp_path, tiny_bert):
+    (tmp_path / "models").write_text("a file")
+    output = str(tmp_path / "models" / "mine")
+    with pytest.raises(
+        ConfigError, match=r"output: .*models/mine \(.*models is a file\); give another folder"
+    ):
+        train(configured(tmp_path, tiny_bert, output=output), QUIET)
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.parametrize("precision", ["auto", "float32"])
 def test_a_card_that_torch_cannot_use_is_told_before_anything_is_read(
     tmp_path, tiny_bert, monkeypatch, precision
