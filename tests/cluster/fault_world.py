@@ -32,6 +32,16 @@ _PASSAGES = 2000  # every tenth has the text of the one before it
 Row = dict[str, Any]
 
 
+_END = "-- end --"
+_STORE_COMMANDS = f"""
+import sys
+from rerank_udf.cli import main
+for command in sys.argv[1].split(";"):
+    main(["store", *command.split(), *sys.argv[2:]])
+    print("{_END}", flush=True)
+"""
+
+
 # --- input ---
 
 
@@ -205,6 +215,12 @@ class World:
         assert job.finish() == 0, job.text
         return self.report()
 
+    def store_says(self, *commands: str) -> list[str]:
+        """What each `rerank-udf store …` prints, one after another in one session; all have to end well."""
+        job = self.start("store", submit=[sys.executable, "-c", _STORE_COMMANDS, ";".join(commands)])
+        assert job.finish() == 0, job.text
+        return job.out.read_text().split(_END)[:-1]
+
     def report(self) -> Row:
         """run_report.json."""
         found: Row = json.loads((self.root / f"{self.name}-report/run_report.json").read_text())
@@ -302,6 +318,7 @@ def delta_settings() -> dict[str, str]:
         "spark.jars": lake_jars("delta"),
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+        "spark.databricks.delta.snapshotPartitions": "2",  # 50 tasks for each small log otherwise
     }
 
 

@@ -367,6 +367,7 @@ def assert_the_deadly_pair_is_a_reject(world: World, submit: Sequence[Any] = ())
     assert world.rejects() == []
 
 
+@pytest.mark.slow
 def test_too_many_rejects_end_with_3_and_what_is_good_is_stored(tmp_path: Path) -> None:
     world = World(tmp_path / "world").create(not_finite=NOT_FINITE, out_of_memory=DEADLY)
     assert_fails_in_a_sentence(world.start("failing"), 3, "not_finite 1, out_of_memory 1")

@@ -39,14 +39,6 @@ for table, columns in {
 }.items():
     rows.select(*columns).distinct().writeTo(f"ice.db.{table}").using("iceberg").create()
 """
-END = "-- end --"
-STORE_COMMANDS = f"""
-import sys
-from rerank_udf.cli import main
-for command in sys.argv[1].split(";"):
-    main(["store", *command.split(), *sys.argv[2:]])
-    print("{END}", flush=True)
-"""
 QUERIES = 40
 SCORES, BOTH = "/v1/namespaces/db/tables/scores", "/v1/namespaces/db/tables/both"
 Ranking = set[tuple[str, str, int, float]]
@@ -84,12 +76,6 @@ class RestWorld(World):
         job = self.start("tables", submit=[sys.executable, "-c", MAKE_TABLES])
         assert job.finish() == 0, job.text
         return self
-
-    def store(self, *commands: str) -> list[str]:
-        """What each `rerank-udf store …` says, one after another in one session; all have to end well."""
-        job = self.start("store", submit=[sys.executable, "-c", STORE_COMMANDS, ";".join(commands)])
-        assert job.finish() == 0, job.text
-        return job.out.read_text().split(END)[:-1]
 
     def published(self, table: str | None = None, **where: Any) -> Ranking:
         """(query_id, passage_id, rank, logit) of a table, by default of the job's own; none where there is none."""
@@ -237,7 +223,7 @@ def test_a_job_is_published_is_not_done_twice_and_survives_its_death(rest, tmp_p
     scored = world.scorings()
 
     commands = ("verify", "stats --json", "compact", "vacuum --keep all", "verify", "stats --json")
-    sound, before_it, compacted, _, still_sound, after_it = world.store(*commands)
+    sound, before_it, compacted, _, still_sound, after_it = world.store_says(*commands)
     assert "every file is sound" in sound
     assert "small files into large ones" in compacted
     assert "every file is sound" in still_sound
@@ -300,5 +286,5 @@ def test_two_jobs_at_once_are_both_right(rest, tmp_path):
     assert one.scorings() == scored
     assert rest.statuses("POST", BOTH).count(409) == 2
     assert one.published("both") == by_hand(0, QUERIES, top=3)
-    (sound,) = one.store("verify")
+    (sound,) = one.store_says("verify")
     assert "every file is sound" in sound

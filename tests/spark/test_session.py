@@ -103,7 +103,10 @@ def test_what_goes_wrong_is_told_without_a_stack_of_java_and_in_any_locale(setti
 
 
 @pytest.mark.skipif(not shutil.which("pgrep"), reason="finds processes with pgrep")
-@pytest.mark.parametrize("moment", ["java starts", "rows are staged", "the table is published"])
+@pytest.mark.parametrize(
+    "moment",
+    ["java starts", "rows are staged", pytest.param("the table is published", marks=pytest.mark.slow)],
+)
 def test_interrupted_it_says_so_and_leaves_nothing_running(settings, tmp_path, moment):
     out = settings.parent
     seen = {
