@@ -49,7 +49,7 @@ test: java $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_ARGS)
 
 test-long: java $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not reference" $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not reference" $(TEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
