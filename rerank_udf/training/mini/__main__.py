@@ -7,6 +7,7 @@ checkpoints. Called again with more steps, the run goes on.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -60,6 +61,8 @@ def main(
 ) -> None:
     """Train mini."""
     console = Console(width=120)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("rerank_udf").setLevel(logging.INFO)
     try:
         encoder = e5()
         collections = [*read_all(data, work, encoder), *abstract_collections(packages, work, encoder)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 QUERY, PASSAGE = "query: ", "passage: "  # what the model was trained to see in front of a text
 _TOKENS_AT_ONCE = 4096
+_log = logging.getLogger(__name__)
 Vectors = npt.NDArray[np.float16]
 
 
@@ -85,6 +87,7 @@ def cached_vectors(encoder: BiEncoder, texts: Sequence[str], prefix: str, folder
     if path.is_file():
         vectors: Vectors = np.load(path)
         return vectors
+    _log.info("vectors of %s texts, the first of them «%.60s»", f"{len(texts):,}", texts[0] if texts else "")
     vectors = encoder.encode(texts, prefix)
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.npy")

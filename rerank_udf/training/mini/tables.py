@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -32,6 +33,7 @@ _PROSE_SENTENCE_OTHERWISE = (60, 280)
 _AT_ONCE = 1024
 _AS_GOOD = 0.01  # of a cosine: nearly the same page, under another name
 _MIXED = "en/fr"  # how one set calls its passages' language; most are English
+_log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
@@ -74,6 +76,9 @@ def _write(
     folder = work / "sets" / name
     if folder.is_dir():
         return
+    _log.info(
+        "tables of %s: %s queries, %s passages", name, f"{len(one.queries):,}", f"{len(one.passages):,}"
+    )
     partial = folder.with_name(f".{name}")
     partial.mkdir(parents=True, exist_ok=True)
     found = _ranking(one, e5)
