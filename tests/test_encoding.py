@@ -88,7 +88,7 @@ ADVERSARIAL = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tokenizers_by_name(xlmr_tokenizer: Path, tiny_bert: Path) -> dict[str, Tokenizer]:
     stripped = Tokenizer.from_file(str(xlmr_tokenizer))  # as newer converters write XLM-R's
     precompiled = stripped.normalizer[0]

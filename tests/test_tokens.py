@@ -71,12 +71,12 @@ def one_pair_only_second(
     return parts[0] + kept + parts[1] + cut + parts[2], len(kept) < len(q) or over > 0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def xlmr(xlmr_tokenizer: Path) -> Tokenizer:
     return Tokenizer.from_file(str(xlmr_tokenizer))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bert(tiny_bert: Path) -> Tokenizer:
     return Tokenizer.from_file(str(tiny_bert / "tokenizer.json"))
 
