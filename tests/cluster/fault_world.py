@@ -31,7 +31,6 @@ _PASSAGES = 2000  # every tenth has the text of the one before it
 
 Row = dict[str, Any]
 
-
 _END = "-- end --"
 _STORE_COMMANDS = f"""
 import sys
