@@ -31,6 +31,7 @@ from rerank_udf.training.tables import Floats
 _BETAS = (0.9, 0.98)
 _LOG_EVERY = 50
 _CPU_TOKENS, _CUDA_TOKENS = 2400, 8192  # padded ones that go through the model at once
+_LISTS_SCORED = 256  # whose token ids are held at once
 _STEPS_AHEAD = 4  # of each of at most `_LOADERS` processes that read for a card
 _LOADERS = 8
 HISTORY_FILE = "development.jsonl"
@@ -124,11 +125,17 @@ class ListTrainer(Trainer):
         return torch.cat(parts)[back.to(device)]
 
     def scores(self, lists: Sequence[TrainingList]) -> list[Floats]:
-        """The model's logits of each list's passages, in one pass over all of them."""
-        step = self._collator(lists)
-        with torch.inference_mode():
-            logits = self._logits(self.model, step["batches"])
-        return np.split(logits.cpu().numpy(), np.cumsum(step["sizes"])[:-1])
+        """The model's logits of each list's passages: float32, one a passage."""
+        found: list[Floats] = []
+        for start in range(0, len(lists), _LISTS_SCORED):
+            step = self._collator(lists[start : start + _LISTS_SCORED])
+            if not step["batches"]:
+                found += [np.empty(0, np.float32) for _ in step["sizes"]]
+                continue
+            with torch.inference_mode():
+                logits = self._logits(self.model, step["batches"])
+            found += np.split(logits.cpu().numpy(), np.cumsum(step["sizes"])[:-1])
+        return found
 
     def trained_weights(self) -> dict[str, torch.Tensor]:
         """What was trained, float32 on the CPU, by its name in the model."""

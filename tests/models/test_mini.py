@@ -23,9 +23,10 @@ from rerank_udf.errors import ModelError
 from rerank_udf.models import local_folder, mini, resolve_model
 from rerank_udf.models.cache import file_digest
 from rerank_udf.models.checkpoint import read_architecture
+from rerank_udf.training.mini import __main__ as make_mini
 from rerank_udf.training.mini import blocks
 from rerank_udf.training.mini.__main__ import base_model, install_layers
-from rerank_udf.training.settings import TrainingConfig
+from rerank_udf.training.mini.judged import Judged
 
 HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY, POSITIONS = 32, 64, 2, 40, 16
 SHAPES = {"q": (32, 32), "k": (32, 32), "v": (32, 32), "ao": (32, 32), "fi": (64, 32), "fo": (32, 64)}
@@ -253,8 +254,8 @@ def blocks_error(exact: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 @pytest.fixture
 def trained(
     held: dict[str, np.ndarray[Any, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[TrainingConfig, Path]:
-    """The settings and the folder of a run that began with the imitation: other weights above the frozen ones."""
+) -> tuple[Path, Path]:
+    """The work folder and the model's of a run that began with the imitation: other weights above the frozen ones."""
     base = base_model(tmp_path / "run", mini.WEIGHTS_FOLDER / mini.TRAINED_FILE)
     model = tmp_path / "run" / "model"
     shutil.copytree(base, model)
@@ -266,32 +267,24 @@ def trained(
     save_file(tensors, model / "model.safetensors")
     (model / "README.md").write_text("# its card\n")
     (model.parent / "development.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
-    source = {"path": "nowhere"}
-    one = {
-        "name": "faq",
-        "input": {"candidates": source, "queries": source, "passages": source},
-        "qrels": source,
-    }
-    given = {
-        "base": str(base),
-        "sets": [one],
-        "schedule": {"steps": 2, "warmup_steps": 0},
-        "work": str(model.parent),
-    }
-    return TrainingConfig.model_validate(given), model
+    return model.parent, model
+
+
+NONE_HELD_OUT = Judged([], [], [], [])
 
 
 def costs(monkeypatch: pytest.MonkeyPatch, lost: float) -> None:
     table = pd.DataFrame({"n": [9, 9], "before": [0.5, 0.5], "after": [0.5, 0.5 - lost]}, index=["de", "vi"])
-    monkeypatch.setattr(blocks, "cost_of_blocks", lambda config, before, after: table)
+    monkeypatch.setattr(make_mini, "scored", lambda folder, lists: [])
+    monkeypatch.setattr(blocks, "cost_of_blocks", lambda held_out, before, after: table)
 
 
 def test_installed_layers_come_back_within_the_blocks_error(
-    trained: tuple[TrainingConfig, Path], monkeypatch: pytest.MonkeyPatch
+    trained: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     costs(monkeypatch, 0.001)
     lines = Console(record=True, file=io.StringIO())
-    install_layers(*trained, lines)
+    install_layers(*trained, NONE_HELD_OUT, [], lines)
     assert "vi  9     0.5  0.499\n" in lines.export_text()
     assert mini.manifest()["card"] == {"step": 2}
     assert (mini.WEIGHTS_FOLDER / "MODEL_CARD.md").read_text() == (
@@ -315,14 +308,14 @@ def test_installed_layers_come_back_within_the_blocks_error(
 
 
 def test_blocks_that_cost_too_much_are_not_installed(
-    trained: tuple[TrainingConfig, Path], monkeypatch: pytest.MonkeyPatch
+    trained: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     costs(monkeypatch, 0.0031)
     before = file_digest(mini.WEIGHTS_FOLDER / mini.TRAINED_FILE)
     with pytest.raises(
         ModelError, match=r"the 8-bit blocks cost 0\.0031 nDCG@10 in vi, and 0\.003 is the most"
     ):
-        install_layers(*trained, Console(quiet=True))
+        install_layers(*trained, NONE_HELD_OUT, [], Console(quiet=True))
     assert file_digest(mini.WEIGHTS_FOLDER / mini.TRAINED_FILE) == before
     assert not (mini.WEIGHTS_FOLDER / "MODEL_CARD.md").exists()
 

@@ -10,7 +10,8 @@ from training_world import settings, write_tables
 from rerank_udf.training.development import HeldOutList, held_out_lists, measure
 from rerank_udf.training.lists import TrainingList
 from rerank_udf.training.mini.blocks import cost_of_blocks
-from rerank_udf.training.mini.fusion import by_weight, scored, weights_on_held_out
+from rerank_udf.training.mini.fusion import by_weight
+from rerank_udf.training.mini.judged import judged_lists, scored
 from rerank_udf.training.settings import TrainingConfig
 from rerank_udf.training.split import split
 from rerank_udf.training.tables import read_tables
@@ -52,10 +53,12 @@ def tables(config):
 
 def test_the_ends_of_the_mixture_are_the_development_figures(config, tables, tiny_xlmr):
     lists = held_out_lists(tables, split(tables, config.seed))
-    found = measure(lists, lambda texts: scored(tiny_xlmr, texts), seed=0)
+    scores = scored(tiny_xlmr, lists)
+    found = measure(lists, lambda texts: scores, seed=0)
     rows = found.summary.query("documents == 'all' and measure == 'nDCG@10' and group == 'all'")
     means = rows.set_index("system")["mean"]
-    table = weights_on_held_out(config, tiny_xlmr)
+    read = judged_lists(config)
+    table = by_weight(read.lists, scores, read.first, read.kinds)
     assert list(table.columns) == ["other language"]
     assert table.loc["0.0"].item() == pytest.approx(means["first"])
     assert table.loc["1.0"].item() == pytest.approx(means["model"])
@@ -69,18 +72,21 @@ def test_the_cost_of_blocks_is_told_by_language(config, tables, tiny_xlmr, tmp_p
         for name, tensor in load_file(other / "model.safetensors").items()
     }
     save_file(turned, other / "model.safetensors", metadata={"format": "pt"})
-    table = cost_of_blocks(config, tiny_xlmr, other)
     lists = held_out_lists(tables, split(tables, config.seed))
+    scores = {"before": scored(tiny_xlmr, lists), "after": scored(other, lists)}
+    table = cost_of_blocks(judged_lists(config), **scores)
     langs = [one.relevant_ids[0][-2:] for one in lists]
     assert table["n"].to_dict() == {"all": len(lists)} | {lang: langs.count(lang) for lang in set(langs)}
-    for column, folder in (("before", tiny_xlmr), ("after", other)):
+    for column, own_scores in scores.items():
         found = [
             1 / np.log2(2 + int((values > values[one.passage_ids.index(one.relevant_ids[0])]).sum()))
             if one.relevant_ids[0] in one.passage_ids
             else 0.0
-            for one, values in zip(lists, scored(folder, [one.texts for one in lists]), strict=True)
+            for one, values in zip(lists, own_scores, strict=True)
         ]
         for lang in set(langs):
             mean = np.mean([value for value, own in zip(found, langs, strict=True) if own == lang])
             assert table.loc[lang, column] == pytest.approx(mean)
-    assert cost_of_blocks(config, other, other).eval("before == after").all()
+    assert (
+        cost_of_blocks(judged_lists(config), scores["after"], scores["after"]).eval("before == after").all()
+    )

@@ -20,6 +20,7 @@ from rerank_udf import load_scorer
 from rerank_udf.config import load_settings
 from rerank_udf.errors import ConfigError, InputError, ModelError
 from rerank_udf.training import checkpoints
+from rerank_udf.training import run as run_module
 from rerank_udf.training.lists import ListSampler
 from rerank_udf.training.settings import TrainingConfig
 from rerank_udf.training.split import split
@@ -443,6 +444,17 @@ def test_held_out_queries_of_which_none_has_candidates_are_told_before_training(
     ):
         run(configured(faq, tiny_bert), QUIET)
     assert not (faq / "work").exists()  # another held_out would be another run there
+
+
+def test_the_figures_do_not_depend_on_how_many_lists_are_scored_at_once(faq, tiny_bert, monkeypatch):
+    without_candidates(faq, held_out(faq, tiny_bert)[1:2])  # a list, and then a part, of no pairs
+    figures = []
+    for at_once in (1, 256):
+        monkeypatch.setattr(run_module, "_LISTS_SCORED", at_once)
+        work, output = str(faq / f"work{at_once}"), str(faq / f"model{at_once}")
+        train(configured(faq, tiny_bert, work=work, output=output), QUIET)
+        figures.append((faq / f"work{at_once}/development.jsonl").read_text())
+    assert figures[0] == figures[1]
 
 
 def test_nothing_is_measured_meanwhile_where_only_later_queries_have_candidates(faq, tiny_bert):

@@ -27,12 +27,12 @@ from rerank_udf.training.mini import blocks
 from rerank_udf.training.mini.abstracts import abstract_collections
 from rerank_udf.training.mini.collections import read_all
 from rerank_udf.training.mini.encoders import e5
-from rerank_udf.training.mini.fusion import weights_on_held_out
+from rerank_udf.training.mini.fusion import by_weight
+from rerank_udf.training.mini.judged import Judged, Scores, judged_lists, scored
 from rerank_udf.training.mini.recipe import STEPS, recipe
 from rerank_udf.training.mini.tables import write_tables
 from rerank_udf.training.output import CARD_FILE
 from rerank_udf.training.run import HISTORY_FILE
-from rerank_udf.training.settings import TrainingConfig
 from rerank_udf.training.train import train
 
 HEAD = {"dense": (384, 384), "out_proj": (1, 384)}
@@ -72,7 +72,10 @@ def main(
         base = base_model(work, start)
         config = recipe(base, work, work / "model", steps, earlier_layers=start is not None)
         output = train(config, console)
-        weights = weights_on_held_out(config, output)
+        held_out = judged_lists(config)
+        console.print(f"scoring {len(held_out.lists):,} held-out lists with {output}", highlight=False)
+        scores = scored(output, held_out.lists)
+        weights = by_weight(held_out.lists, scores, held_out.first, held_out.kinds)
         console.print(
             "nDCG@10 by the model's weight in a min-max mixture with the first stage, held-out queries"
         )
@@ -80,7 +83,7 @@ def main(
         weights.round(4).to_json(output / "fusion.json", orient="index", indent=1)
         console.print(f"{output}: load_scorer({str(output)!r})")
         if install:
-            install_layers(config, output, console)
+            install_layers(Path(config.work), output, held_out, scores, console)
     except RerankError as error:
         print(f"mini: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -114,14 +117,16 @@ def _new_head() -> dict[str, np.ndarray[Any, Any]]:
     return tensors
 
 
-def install_layers(config: TrainingConfig, model: Path, console: Console) -> None:
+def install_layers(work: Path, model: Path, held_out: Judged, scores: Scores, console: Console) -> None:
     """Write what differs from e5 into the package, in 8-bit blocks, with the manifest and the card.
 
-    Raises ModelError, with nothing written, where the blocks cost more than `blocks.MOST` in some language.
+    `work`: the run's folder; `scores`: what the model gives the held-out lists. Raises ModelError, with nothing
+    written, where the blocks cost more than `blocks.MOST` in some language.
     """
     with tempfile.TemporaryDirectory() as temporary:
         packed, whole = _in_blocks(model, Path(temporary))
-        cost = blocks.cost_of_blocks(config, model, whole)
+        console.print("scoring them with the 8-bit blocks", highlight=False)
+        cost = blocks.cost_of_blocks(held_out, scores, scored(whole, held_out.lists))
         console.print("nDCG@10 before and after the 8-bit blocks, held-out queries")
         console.print(cost.round(4).to_string(), highlight=False)
         lost = cost[blocks.BEFORE] - cost[blocks.AFTER]
@@ -131,7 +136,7 @@ def install_layers(config: TrainingConfig, model: Path, console: Console) -> Non
         shutil.copyfile(packed, mini.WEIGHTS_FOLDER / mini.TRAINED_FILE)
     card = (model / CARD_FILE).read_text(encoding="utf-8") + f"- The {said}, the most of any language.\n"
     (mini.WEIGHTS_FOLDER / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-    history = (Path(config.work) / HISTORY_FILE).read_text(encoding="utf-8")
+    history = (work / HISTORY_FILE).read_text(encoding="utf-8")
     mini.write_manifest(
         "mini: multilingual-e5-small as a cross-encoder, trained on the sets in its card",
         json.loads(history.splitlines()[-1]),

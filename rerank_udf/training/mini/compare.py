@@ -35,7 +35,8 @@ from rerank_udf.training.development import (
     qrels_of,
     ranking_of,
 )
-from rerank_udf.training.mini.fusion import by_weight, first_stage_scores, scored
+from rerank_udf.training.mini.fusion import by_weight
+from rerank_udf.training.mini.judged import first_stage_scores, scored
 from rerank_udf.training.mini.recipe import recipe
 from rerank_udf.training.mini.tables import IN_ONE_LANGUAGE, OTHER, OWN
 from rerank_udf.training.settings import TrainingSet
@@ -119,9 +120,8 @@ def compare(
             mixed = _mixed(one, tables, found)
             lists += mixed
             first += [each.teacher for each in mixed]
-    texts = [one.texts for one in lists]
     systems = {FIRST: first, TEACHER: [one.teacher for one in lists]}
-    systems |= {name: scored(folder, texts) for name, folder in models.items()}
+    systems |= {name: scored(folder, lists) for name, folder in models.items()}
     rankings = {name: ranking_of(lists, scores) for name, scores in systems.items()}
     measured = evaluate(
         rankings.pop(FIRST),

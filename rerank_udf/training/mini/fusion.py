@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from rerank_udf import load_scorer
 from rerank_udf.evaluation import evaluate
-from rerank_udf.tables import PASSAGE_ID, QUERY_ID, SCORE
-from rerank_udf.training.development import HeldOutList, held_out_lists, qrels_of, ranking_of
-from rerank_udf.training.lists import TrainingList
-from rerank_udf.training.mini.tables import IN_ONE_LANGUAGE
-from rerank_udf.training.settings import TrainingConfig, TrainingSet
-from rerank_udf.training.split import split
-from rerank_udf.training.tables import Floats, read_tables
+from rerank_udf.tables import QUERY_ID
+from rerank_udf.training.development import HeldOutList, qrels_of, ranking_of
+from rerank_udf.training.tables import Floats
 
 WEIGHTS = tuple(round(weight / 10, 1) for weight in range(11))
-SAME, OTHER = "same language", "other language"
-
-
-def weights_on_held_out(config: TrainingConfig, model: Path) -> pd.DataFrame:
-    """nDCG@10 of each weight of the model: index weight, a column for each kind of set."""
-    lists: list[HeldOutList] = []
-    first: list[Floats] = []
-    for one in config.sets:
-        tables = read_tables(one)
-        found = held_out_lists(tables, split(tables, config.seed)) if one.qrels else []
-        lists += found
-        first += first_stage_scores(one, found)
-    kinds = [SAME if one.texts.set_name in IN_ONE_LANGUAGE else OTHER for one in lists]
-    return by_weight(lists, scored(model, [one.texts for one in lists]), first, kinds)
 
 
 def by_weight(
@@ -56,25 +36,6 @@ def by_weight(
     table = rows.pivot(index="system", columns="group", values="mean")
     ordered: pd.DataFrame = table.reindex([str(weight) for weight in WEIGHTS])
     return ordered
-
-
-def first_stage_scores(settings: TrainingSet, lists: Sequence[HeldOutList]) -> list[Floats]:
-    """BM25's scores within a language, e5's cosines across: float32, one a passage of each list."""
-    rows = pd.read_parquet(str(settings.input.candidates.path), columns=[QUERY_ID, PASSAGE_ID, SCORE])
-    wanted = {one.key.split(" ", 1)[1] for one in lists}
-    scores = rows[rows[QUERY_ID].isin(wanted)].set_index([QUERY_ID, PASSAGE_ID])[SCORE]
-    return [
-        scores.loc[[(one.key.split(" ", 1)[1], passage) for passage in one.passage_ids]].to_numpy(np.float32)
-        for one in lists
-    ]
-
-
-def scored(model: Path, lists: Sequence[TrainingList]) -> list[Floats]:
-    """The logits of the model in this folder: float32, one a passage of each list."""
-    scorer = load_scorer(str(model))
-    queries = [one.query for one in lists for _ in one.passages]
-    logits = scorer.logits(queries, [passage for one in lists for passage in one.passages])
-    return np.split(logits, np.cumsum([len(one.passages) for one in lists])[:-1])
 
 
 def _mixed(weight: float, model: Floats, first: Floats) -> Floats:
