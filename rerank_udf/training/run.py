@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from rerank_udf.training.loss import list_loss
 from rerank_udf.training.optimizer import MasterAdamW, parameter_groups
 from rerank_udf.training.settings import TrainingConfig
 from rerank_udf.training.tables import Floats
+
+_log = logging.getLogger(__name__)
 
 _BETAS = (0.9, 0.98)
 _LOG_EVERY = 50
@@ -135,6 +138,7 @@ class ListTrainer(Trainer):
             with torch.inference_mode():
                 logits = self._logits(self.model, step["batches"])
             found += np.split(logits.cpu().numpy(), np.cumsum(step["sizes"])[:-1])
+            _log.info("%s of %s lists scored", f"{len(found):,}", f"{len(lists):,}")
         return found
 
     def trained_weights(self) -> dict[str, torch.Tensor]:

@@ -70,6 +70,8 @@ def train(config: TrainingConfig, console: Console) -> Path:
     trainer.train(resume_from_checkpoint=None if start is None else str(start))
     averaged = _average(trainer, work, config.schedule.average_last)
     progress.held_out = held_out
+    if held_out:
+        console.print(f"measuring on {len(held_out):,} held-out queries", highlight=False)
     found = progress.report(config.schedule.steps)
     trained = Trained(config, sets, splits, averaged, found)
     whole = trainer.model.model if config.new_head else None  # type: ignore[union-attr]
