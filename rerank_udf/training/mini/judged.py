@@ -32,16 +32,15 @@ class Judged:
 
 
 def judged_lists(config: TrainingConfig) -> Judged:
-    """All that the sets hold out; passages without a language count as language "?"."""
+    """All that the sets with qrels hold out; their passages have languages."""
     found = Judged([], [], [], [])
     for one in config.sets:
         if not one.qrels:
             continue
         tables = read_tables(one)
         lists = held_out_lists(tables, split(tables, config.seed))
-        passages = tables.passages
-        langs = ["?"] * len(passages.ids) if passages.langs is None else passages.langs.tolist()
-        lang_of = dict(zip(passages.ids, langs, strict=True))
+        assert tables.passages.langs is not None
+        lang_of = dict(zip(tables.passages.ids, tables.passages.langs.tolist(), strict=True))
         found.lists.extend(lists)
         found.first.extend(first_stage_scores(one, lists))
         found.kinds.extend(SAME if one.name in IN_ONE_LANGUAGE else OTHER for _ in lists)
